@@ -1,0 +1,1 @@
+"""What the scripts under methods/ and baselines/ share; each file has one job, see README.md, Layout."""

@@ -1,0 +1,141 @@
+"""The arguments that every script takes, and what makes two runs the same run."""
+import argparse
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from common.files import Refused
+from common.models import MODELS
+from common.past import find_runs
+from common.tasks import TASKS
+
+INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay")
+# Where and on what a run is made does not make it another run; task ... seed stand in the folder's name already.
+PLACE = ("data_dir", "results", "device", "compile", "slim", "force")
+NAMED = ("task", "model", "method", "tag", "epochs", "seed")
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, prints each default."""
+
+
+class Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        parsed.own_defaults = {name: self.get_default(name) for name in vars(parsed)}
+        return resolve(parsed)
+
+
+def arguments(file: str, doc: str, past: bool = False) -> Parser:
+    """A parser with the shared arguments; the script adds its own.
+
+    Args
+        file: the script's `__file__`; its stem is the method's name.
+        past: whether the script reuses past runs, and refuses to start without --past.
+    """
+    per_task = {name: ", ".join(f"{task.defaults[name]:g} for {key}" if name != "model" else
+                                f"{task.defaults[name]} for {key}" for key, task in TASKS.items())
+                for name in next(iter(TASKS.values())).defaults}
+    inherited = "default: that of --past, else "
+    parser = Parser(description=doc, formatter_class=Formatter)
+    parser.set_defaults(method=Path(file).stem, needs_past=past)
+    add = parser.add_argument
+
+    def own(*names, help, **kwargs):                          # a default that depends on the task or on --past
+        add(*names, default=argparse.SUPPRESS, help=help, **kwargs)
+
+    own("--task", choices=TASKS, help=f"data set with its loss and score ({inherited}shapes)")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the data sets, as torchvision lays them out")
+    own("--model", choices=MODELS, help=f"architecture ({inherited}{per_task['model']})")
+    own("--epochs", type=float, metavar="E", help="budget: passes over the examples kept, a fraction is allowed; the "
+        f"learning rate is annealed to exactly that ({inherited}{per_task['epochs']})")
+    own("--batch-size", type=int, metavar="B", help=f"examples in a step ({inherited}{per_task['batch_size']})")
+    own("--lr", type=float, metavar="LR", help="peak learning rate of SGD, loss averaged over the batch "
+        f"({inherited}{per_task['lr']})")
+    own("--weight-decay", type=float, metavar="WD", help="L2 penalty on the weights of convolutions and linear layers, "
+        f"added to the gradient ({inherited}{per_task['weight_decay']})")
+    add("--seed", type=int, default=0, metavar="K", help="of initial weights, data order and views; past runs have 100, "
+        "101, ..., and seed k reuses past run k where it reuses one")
+    own("--augment", choices=("crop-flip", "none"), help="pad 4 pixels, crop, flip; or nothing "
+        f"({inherited}crop-flip)")
+    own("--labels", choices=("fine", "coarse"), help=f"classes or superclasses ({inherited}fine)")
+    add("--subset", default="all", metavar="TEXT", help="class-balanced part of the training set: all, half, share:0.2, "
+        "not:3/5, classes:80, members:3/5")
+    add("--holdout", type=float, default=0.0, metavar="SHARE", help="share of the training examples (0..1) to leave out "
+        "and to evaluate on instead of the test set, for choosing hyperparameters")
+    add("--past", nargs="+", default=[], metavar="PATH", help="finished runs to reuse: run folders or folders of them")
+    add("--results", default="results", metavar="DIR", help="folder below which the run's folder is made")
+    add("--tag", default="", metavar="TEXT", help="appended to the method's name in the run's folder")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
+    add("--no-amp", action="store_true", help="compute in float32 rather than in bf16 (fp16 on GPUs without bf16)")
+    add("--compile", action="store_true", help="torch.compile the loss function; its time is not counted")
+    add("--slim", action="store_true", help="leave weights in float16 and statistics per example averaged over epochs: "
+        "small enough to commit, enough to be a past run")
+    add("--force", action="store_true", help="resume although device, thread count or versions differ")
+    return parser
+
+
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
+    """Fills in what depends on --past and the task, and refuses what cannot work.
+
+    Raises
+        Refused: naming the argument, what was expected and what came.
+    """
+    args.past_folders = find_runs(args.past)
+    if args.needs_past and not args.past_folders:
+        task = getattr(args, "task", "shapes")
+        raise Refused(f"{args.method} reuses past runs, and --past names none. This makes one:\n    python baselines/scratch.py "
+                      f"--task {task} --seed 100 --results results/by-hand/past\nThen add: --past results/by-hand/past")
+    theirs = json.loads((args.past_folders[0] / "config.json").read_text())["args"] if args.past_folders else {}
+    inherited = {}
+    for name in INHERITED:
+        if name in theirs and not hasattr(args, name) and (name == "task" or theirs["task"] == args.task):
+            inherited[name] = theirs[name]
+            setattr(args, name, theirs[name])
+        elif name == "task" and not hasattr(args, name):
+            args.task = "shapes"
+    for name, value in defaults(args.task).items():
+        if not hasattr(args, name):
+            setattr(args, name, value)
+    args.inherited = inherited
+    if args.task not in TASKS:
+        raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
+    if args.model not in MODELS:
+        raise Refused(f"--model {args.model} is unknown here; choose from {', '.join(MODELS)}.")
+    for name, fits, must in (("epochs", args.epochs > 0, "be above 0"), ("batch_size", args.batch_size > 1, "be above 1"),
+                             ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
+                             ("holdout", 0 <= args.holdout < 1, "be at least 0 and below 1"),
+                             ("seed", args.seed >= 0, "be 0 or more"),
+                             ("tag", all(c.isalnum() or c in "_.-" for c in args.tag), "have letters, digits, '.', '_', '-'")):
+        value = getattr(args, name)
+        if not fits or isinstance(value, float) and not math.isfinite(value):
+            raise Refused(f"--{name.replace('_', '-')} must {must}, got {value!r}.")
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+    return args
+
+
+def defaults(task: str) -> dict:
+    """Fixed defaults of the arguments that may be inherited: what a run's folder is named against."""
+    return {"task": "shapes", "labels": "fine", "augment": "crop-flip", **TASKS[task].defaults} if task in TASKS else {}
+
+
+def recorded(args: argparse.Namespace, past: list[str]) -> dict:
+    """What config.json keeps: every argument, past runs by their names."""
+    hidden = ("past_folders", "inherited", "needs_past", "own_defaults")
+    return {k: v for k, v in sorted(vars(args).items()) if k not in hidden} | {"past": past}
+
+
+def folder_name(args: argparse.Namespace, past: list[str]) -> str:
+    """`<task>-<model>/<method>[-<tag>]/e<epochs>[-<8 hex>]/seed<k>`; the hex digits are of the other arguments that
+    differ from their defaults, past runs counting by name and not by path."""
+    fixed = args.own_defaults | defaults(args.task) | {"past": []}
+    others = {k: v for k, v in recorded(args, past).items() if k not in PLACE + NAMED and v != fixed.get(k)}
+    digest = "-" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:8] if others else ""
+    method = args.method + (f"-{args.tag}" if args.tag else "")
+    return f"{args.task}-{args.model}/{method}/e{args.epochs:g}{digest}/seed{args.seed}"

@@ -1,0 +1,68 @@
+"""The benchmark's clock: seconds and FLOPs of everything a run does, unless it is told to stop."""
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+UNTIMED = ("data", "compile", "eval", "checkpoint")
+
+
+class Clock:
+    """Runs from its making. Synchronised with the device whenever it is read, stopped or started."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.started = time.perf_counter()
+        self.untimed_seconds = dict.fromkeys(UNTIMED, 0.0)
+        self.preparation_seconds = 0.0
+        self.flops = {"training": 0, "preparation": 0}
+        self.stopped_at: float | None = None                  # while it stands still
+
+    def elapsed(self) -> float:
+        """Seconds since the start, counted or not."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - self.started
+
+    def counted(self) -> float:
+        """Seconds that count so far, preparation included."""
+        now = self.elapsed() if self.stopped_at is None else self.stopped_at
+        return now - sum(self.untimed_seconds.values())
+
+    @contextmanager
+    def untimed(self, kind: str) -> Iterator[None]:
+        """Stops the clock for one of `data`, `compile`, `eval`, `checkpoint`; inside another one it changes nothing."""
+        if kind not in UNTIMED:
+            raise ValueError(f"untimed({kind!r}): the clock stops for {', '.join(UNTIMED)} only")
+        if self.stopped_at is not None:
+            yield
+            return
+        self.stopped_at = self.elapsed()
+        try:
+            yield
+        finally:
+            self.untimed_seconds[kind] += self.elapsed() - self.stopped_at
+            self.stopped_at = None
+
+    @contextmanager
+    def prepare(self) -> Iterator[None]:
+        """Counted work before the first step, its seconds and FLOPs told apart."""
+        begin = self.counted()
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.preparation_seconds += self.counted() - begin
+        self.flops["preparation"] += counter.get_total_flops()
+
+    def state_dict(self) -> dict:
+        return {"elapsed": self.elapsed() if self.stopped_at is None else self.stopped_at,
+                "untimed": self.untimed_seconds, "preparation": self.preparation_seconds, "flops": self.flops}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The clock shows what it showed then: time between a checkpoint and now never counts."""
+        self.started = time.perf_counter() - state["elapsed"]
+        self.untimed_seconds, self.flops = dict(state["untimed"]), dict(state["flops"])
+        self.preparation_seconds = state["preparation"]
+        if self.stopped_at is not None:
+            self.stopped_at = state["elapsed"]

@@ -1,0 +1,245 @@
+"""A data set that lives on the device as uint8, and batches whose order and views are functions of (seed, epoch).
+
+Example indices are global: they count in the whole training set, whatever --subset or --holdout keep of it, so that
+statistics of one run can be looked up by another. A view is the number of one augmentation, `(flip * 9 + y) * 9 + x`
+for `crop-flip` (pad 4, crop back, flip): 162 of them.
+"""
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.amp import amp_dtype
+from common.files import Refused
+from common.seeding import generator
+
+PAD = 4
+SHIFTS = 2 * PAD + 1
+VIEWS = 2 * SHIFTS * SHIFTS
+CENTER = PAD * SHIFTS + PAD                                   # the view that changes nothing
+
+
+@dataclass
+class Batch:
+    """B examples of a step."""
+
+    image: Tensor                                             # [B, 3, H, W] float32, normalised, channels-last
+    target: Tensor                                            # [B] class
+    index: Tensor                                             # [B] global example index
+    view: Tensor                                              # [B] which augmentation, or which column of `views`
+    weight: Tensor                                            # [B] factor on the example's loss, 1 unless asked
+
+
+class Split:
+    """One half of a data set on the device: all images, of which `index` are in use."""
+
+    def __init__(self, images: np.ndarray, target: np.ndarray, index: np.ndarray, mean: Tensor, std: Tensor,
+                 device: torch.device, amp: torch.dtype | None, augment: str = "none"):
+        """images [N, H, W, 3] uint8; target [N] class, -1 where not in use; index [n] the examples in use, sorted."""
+        self.size = images.shape[1]                           # H = W, pixels
+        self.augment = augment
+        padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))       # black, as torchvision's RandomCrop
+        self.pixels = torch.from_numpy(padded).to(device).view(-1, 3)           # [N * (H+8) * (W+8), 3]
+        self.target = torch.from_numpy(target.astype(np.int64)).to(device)      # [N]
+        self.index = torch.from_numpy(index.astype(np.int64))                   # [n] on the CPU, where order is made
+        self.mean, self.std = mean.to(device), std.to(device)                   # [3] in 0..255
+        self.grid = torch.arange(self.size, device=device)                      # [H]
+        self.device, self.amp = device, amp
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def images(self, index: Tensor, view: Tensor) -> Tensor:
+        """Augmented and normalised images [B, 3, H, W] of examples `index` [B] under `view` [B] (0..161)."""
+        side = self.size + 2 * PAD
+        flip, y, x = view // SHIFTS ** 2, view // SHIFTS % SHIFTS, view % SHIFTS
+        row = y[:, None] + self.grid                                            # [B, H]
+        column = x[:, None] + torch.where(flip[:, None] == 1, self.grid.flip(0), self.grid)     # [B, W]
+        place = (index[:, None, None] * side + row[:, :, None]) * side + column[:, None, :]     # [B, H, W]
+        pixels = self.pixels.index_select(0, place.view(-1)).view(*place.shape, 3)
+        return pixels.float().sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)    # channels-last without a copy
+
+
+@dataclass
+class Data:
+    """What `task.load` returns."""
+
+    train: Split
+    test: Split                                               # the held-out part of train under --holdout
+    classes: list[int]                                        # the data set's own number of each class in use
+    examples: int                                             # N, of the whole training set
+    fingerprint: str                                          # of images and labels, before --subset
+
+
+def channel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [3] of the channels of [N, H, W, 3] uint8, exact, from their histograms."""
+    level = np.arange(256)
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]) / images[..., 0].size
+    mean = counts @ level
+    std = np.sqrt(counts @ level ** 2 - mean ** 2)
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def fingerprint(images: np.ndarray, target: np.ndarray) -> str:
+    """16 hex digits that tell data sets apart: all labels and every 97th image."""
+    crc = zlib.crc32(np.ascontiguousarray(images[::97]), zlib.crc32(np.ascontiguousarray(target.astype(np.int64))))
+    return f"{crc:08x}{zlib.crc32(str(images.shape).encode()):08x}"
+
+
+def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
+    """Arrays (images [N, H, W, 3] uint8, fine [N], coarse [N]) of both splits -> Data, by --subset, --holdout, --labels."""
+    (images, fine, coarse), (test_images, test_fine, test_coarse) = train, test
+    keep, test_keep, labels = subset(args.subset, fine, coarse, test_fine)
+    coarse_labels = args.labels == "coarse" or labels == "coarse"
+    target, test_target = (coarse, test_coarse) if coarse_labels else (fine, test_fine)
+    classes = np.unique(target[keep])
+    lookup = np.full(int(target.max()) + 1, -1)               # class of the data set -> class of this run
+    lookup[classes] = np.arange(len(classes))
+    mean, std = channel_moments(images[keep])
+
+    def split(index, images, target, augment):
+        used = np.full(len(target), -1)
+        used[index] = lookup[target[index]]
+        return Split(images, used, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
+
+    if args.holdout:
+        rank = rank_in_class(fine, keep)
+        held = rank >= 1 - args.holdout                       # [n] the last share of every class, in a fixed shuffled order
+        kept = split(keep[~held], images, target, args.augment)
+        data = Data(kept, split(keep[held], images, target, "none"), classes.tolist(), len(images), "")
+    else:
+        data = Data(split(keep, images, target, args.augment), split(test_keep, test_images, test_target, "none"),
+                    classes.tolist(), len(images), "")
+    data.fingerprint = fingerprint(images, fine)
+    if not len(data.test):
+        raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
+    if len(data.train) * args.epochs < args.batch_size:
+        raise Refused(f"{len(data.train)} examples x {args.epochs:g} epochs do not fill one batch of --batch-size "
+                      f"{args.batch_size}: lower --batch-size or raise --epochs.")
+    return data
+
+
+def rank_in_class(fine: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """[n] in [0, 1): the place of each kept example within its class, in an order that depends on the data alone."""
+    order = np.random.default_rng(20120).permutation(len(fine))
+    key = np.empty(len(fine))
+    key[order] = np.arange(len(fine))
+    rank = np.empty(len(keep))
+    for c in np.unique(fine[keep]):
+        mine = np.flatnonzero(fine[keep] == c)
+        rank[mine[np.argsort(key[keep[mine]])]] = np.arange(len(mine)) / len(mine)
+    return rank
+
+
+def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray):
+    """--subset -> (indices kept of train [n], of test [m], "coarse" where the labels must be the superclasses).
+
+    A function of the text and the data set alone. `half` = `share:0.5`: the same share of every class; `not:3/5` all
+    but the third fifth of every class; `classes:80` that many classes, test set too; `members:3/5` that many fine
+    classes of each superclass, labelled by superclass. Shares are nested: share:0.1 is a part of share:0.2.
+
+    Raises
+        Refused: a text of another form, or one that keeps nothing.
+    """
+    everything, whole_test = np.arange(len(fine)), np.arange(len(test_fine))
+    shuffled = np.random.default_rng(20121).permutation(int(fine.max()) + 1)
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "all" and not value:
+            return everything, whole_test, ""
+        if kind in ("half", "share"):
+            share = 0.5 if kind == "half" else float(value)
+            if 0 < share <= 1:
+                return everything[rank_in_class(fine, everything) < share], whole_test, ""
+        if kind == "not":
+            k, n = map(int, value.split("/"))
+            if 1 <= k <= n and n > 1:
+                return everything[(rank_in_class(fine, everything) * n).astype(int) != k - 1], whole_test, ""
+        if kind == "classes" and 1 < int(value) <= len(shuffled):
+            chosen = shuffled[:int(value)]
+            return np.flatnonzero(np.isin(fine, chosen)), np.flatnonzero(np.isin(test_fine, chosen)), ""
+        if kind == "members":
+            k, n = map(int, value.split("/"))
+            parent = {int(f): int(c) for f, c in zip(fine, coarse, strict=True)}
+            members = [[f for f in shuffled if parent[int(f)] == c] for c in np.unique(coarse)]
+            if 1 <= k <= n and all(len(m) == n for m in members):
+                return np.flatnonzero(np.isin(fine, [f for m in members for f in m[:k]])), whole_test, "coarse"
+    except ValueError:
+        pass
+    raise Refused(f"--subset {text!r} is none of: all, half, share:0.2, not:3/5, classes:80, members:3/5 "
+                  "(with numbers that fit the data set).")
+
+
+def visits(index: Tensor) -> Tensor:
+    """[n] how often each entry's example stood earlier in `index` [n]: 0 for a first visit."""
+    order = torch.argsort(index, stable=True)
+    grouped = index[order]
+    start = torch.ones(len(index), dtype=torch.bool)
+    start[1:] = grouped[1:] != grouped[:-1]
+    place = torch.arange(len(index))
+    first = torch.cummax(torch.where(start, place, 0), 0).values
+    count = torch.empty_like(index)
+    count[order] = place - first
+    return count
+
+
+def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The examples of an epoch in their order [n], and the view of each [n].
+
+    Place and view of an example's r-th visit are functions of (seed, epoch, r, example), so that two methods which
+    keep other examples show those that both keep in the same order and under the same crops.
+    """
+    if keep is None:
+        index = split.index
+    elif keep.dtype == torch.bool:
+        index = split.index[keep.cpu()[split.index]]
+    else:
+        index = keep.cpu()
+    visit = visits(index)
+    place, view = torch.empty(len(index)), torch.full((len(index),), CENTER)
+    for r in range(int(visit.max()) + 1 if len(index) else 0):
+        mine = visit == r
+        name = f"order {r}" if r else "order"
+        place[mine] = torch.rand(len(split.target), generator=generator(seed, name, epoch))[index[mine]]
+        if split.augment == "crop-flip":
+            drawn = torch.randint(VIEWS, (len(split.target),), generator=generator(seed, name + " view", epoch))
+            view[mine] = drawn[index[mine]]
+    order = torch.argsort(place, stable=True)
+    return index[order], view[order]
+
+
+def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None,
+                  weight: Tensor | None = None) -> Iterator[tuple[float, Batch]]:
+    """Full batches of one epoch, each with the run's progress (0..1) before it; epoch 0 is before training: none.
+
+    Examples that do not fill the last batch go first in the next epoch. A fractional --epochs ends within its last
+    epoch.
+
+    Args
+        keep: [N] bool, which examples this epoch passes over, or their indices [n], repeated where wanted.
+        weight: [N] factor on each example's loss.
+    """
+    if epoch == 0:
+        return
+    span = min(1.0, run.args.epochs - (epoch - 1))            # share of this epoch that is trained
+    if run.rest is None:                                      # else a run that was stopped within this epoch goes on
+        index, view = epoch_order(split, run.args.seed, epoch, keep)
+        index, view = index[:round(span * len(index))], view[:round(span * len(index))]
+        factor = torch.ones(len(index)) if weight is None else weight.cpu()[index].float()
+        order = {"index": index, "view": view, "weight": factor}
+        run.rest = {name: torch.cat([run.leftover[name], order[name]]) for name in order} | {"done": 0}
+    rest, size = run.rest, run.args.batch_size
+    batches = len(rest["index"]) // size
+    index, view, factor = (rest[name].to(split.device) for name in ("index", "view", "weight"))
+    while rest["done"] < batches:
+        run.stop_if_asked()
+        at = slice(rest["done"] * size, (rest["done"] + 1) * size)
+        progress = (epoch - 1 + span * rest["done"] / batches) / run.args.epochs
+        rest["done"] += 1
+        yield progress, Batch(split.images(index[at], view[at]), split.target[index[at]], index[at], view[at], factor[at])
+        run.bar.advance(progress)
+    run.leftover = {name: rest[name][batches * size:] for name in run.leftover}
+    run.rest = None

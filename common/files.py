@@ -1,0 +1,65 @@
+"""Files that are whole or not there, and errors that say what to do."""
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+
+class Refused(SystemExit):
+    """One clear sentence for the person at the console, and exit code 1 instead of a traceback."""
+
+    def __str__(self) -> str:
+        return str(self.code)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object] | str) -> None:
+    """Writes text, or what `write(file)` puts into the binary file, so that `path` is the old file or the whole new one.
+
+    Raises
+        Refused: the folder cannot be written (full disk, no permission); the partial file is removed.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            if isinstance(write, str):
+                file.write(write.encode())
+            else:
+                write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise Refused(f"cannot write {path}: {error.strerror}. Make room or choose another --results, then run the same "
+                      "command again: it goes on from its last checkpoint.") from None
+
+
+def write_torch(path: Path, value: object) -> None:
+    """torch.save by way of memory, since it reports a full disk as an internal error of its own."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_atomic(path, lambda out: out.write(buffer.getbuffer()))
+
+
+def write_json(path: Path, value: object) -> None:
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Raises
+        Refused: the file is missing or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(f"{path} is damaged: it is no JSON object. Delete its folder and run that command again.")
+    return value

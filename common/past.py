@@ -1,0 +1,159 @@
+"""The one door to earlier runs. Nothing a past run contains can execute code here."""
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common import models
+from common.files import Refused, read_json
+from common.seeding import generator
+
+if TYPE_CHECKING:
+    from common.data import Data
+
+
+def find_runs(paths: list[str]) -> list[Path]:
+    """Folders of runs at or below `paths`, sorted by seed.
+
+    Raises
+        Refused: a path that is not there, or that holds no run.
+    """
+    found = []
+    for path in map(Path, paths):
+        configs = [path / "config.json"] if (path / "config.json").exists() else sorted(path.rglob("config.json"))
+        if not configs:
+            raise Refused(f"--past {path}: {'there is no run in it' if path.exists() else 'no such folder'}. Name a run's "
+                          "folder (it holds config.json) or a folder of runs.")
+        found += [config.parent for config in configs]
+    return sorted(set(found), key=lambda folder: (read_json(folder / "config.json").get("args", {}).get("seed", 0), folder))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict in float32 whatever it was kept in.
+
+    Raises
+        Refused: the file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise Refused(f"{path} is missing: that past run was not kept whole. Run its command again (config.json).") from None
+    except Exception as error:                                # a damaged zip or a forbidden pickle can raise anything
+        raise Refused(f"{path} is damaged or holds more than weights ({type(error).__name__}). Delete its folder and run "
+                      "its command again (config.json).") from None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise Refused(f"{path} does not hold a state dict of tensors; expected what a finished run leaves as final.pt.")
+    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+
+
+class PastRun:
+    """A finished run, seen from a new one on `data`. Refuses, in one sentence, whatever does not fit.
+
+    Raises
+        Refused: the run is unfinished or damaged, has another task, or was trained with another --holdout.
+    """
+
+    def __init__(self, folder: Path, args, data: "Data"):
+        self.folder, self.args, self.data = folder, args, data
+        if not (folder / "summary.json").exists():
+            raise Refused(f"past run {folder} is not finished (it has no summary.json): run its command to the end first:\n"
+                          f"    {read_json(folder / 'config.json').get('command', '?')}")
+        self.config, self.summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+        try:
+            self.name, theirs = self.config["name"], self.config["args"]
+            self.seed, holdout = theirs["seed"], theirs["holdout"]
+            self.task, self.architecture = theirs["task"], theirs["model"]
+            self.fingerprint, self.classes = self.config["data"]["fingerprint"], self.config["data"]["classes"]
+        except (KeyError, TypeError) as missing:
+            raise Refused(f"{folder}/config.json is damaged: it lacks {missing}. Delete the folder and run it again.") from None
+        if holdout != args.holdout:
+            raise Refused(f"past run {self.name} was made with --holdout {holdout:g}, this run with --holdout "
+                          f"{args.holdout:g}: past runs must not have seen what is evaluated on. Use equal ones.")
+        self.reused: set[str] = set()                         # what was read: weights, model, examples, checkpoints
+        self.bytes = 0                                        # what had to be kept for that
+
+    def _read(self, file: str, kind: str) -> dict[str, Tensor]:
+        weights = read_weights(self.folder / file)
+        if kind not in self.reused:
+            self.bytes += (self.folder / file).stat().st_size
+        self.reused.add(kind)
+        return weights
+
+    def model(self, device: torch.device, checkpoint: str | None = None) -> nn.Module:
+        """The trained model, frozen and in eval mode, as a teacher.
+
+        Args
+            checkpoint: one of `checkpoints()`; the final weights otherwise.
+        """
+        if self.task != self.args.task or self.classes != self.data.classes:
+            raise Refused(f"past run {self.name} predicts {len(self.classes)} classes of {self.task}, this run "
+                          f"{len(self.data.classes)} of {self.args.task}: its outputs cannot be used. Name past runs of the "
+                          "same task and classes, or reuse weights only (baselines/warm_start.py).")
+        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device)
+        file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
+        self._load(model, self._read(file, kind), file)
+        return model.requires_grad_(False).eval()
+
+    def _load(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError:
+            raise Refused(f"{self.folder / file} does not hold the weights of a {self.architecture} with "
+                          f"{len(self.classes)} classes: the file is damaged. Run its command again (config.json).") from None
+
+    def weights(self, model: nn.Module, part: str = "all", checkpoint: str | None = None) -> dict[str, Tensor]:
+        """A state dict for `model`, batch norm's statistics included: `model.load_state_dict(past.weights(model))`.
+
+        Args
+            part: "all", or "trunk" to take whatever fits but the head, from any task, and to say what did not.
+        """
+        file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "weights")
+        theirs, mine = self._read(file, kind), model.state_dict()
+        if part == "trunk":
+            fits = {k: w for k, w in theirs.items() if not k.startswith("head.") and k in mine and mine[k].shape == w.shape}
+            left = sorted(set(mine) - set(fits))
+            print(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
+            return mine | fits
+        if self.architecture != self.args.model or self.classes != self.data.classes or self.task != self.args.task:
+            raise Refused(f"past run {self.name} is a {self.architecture} for {len(self.classes)} classes of {self.task}, this "
+                          f"run a {self.args.model} for {len(self.data.classes)} of {self.args.task}: the weights do not fit. "
+                          "Name past runs of the same model, task and classes.")
+        self._load(model, theirs, file)
+        return theirs
+
+    def checkpoints(self) -> dict[str, float]:
+        """Names of the checkpoints kept along the way, with the progress (0..1) each was taken at."""
+        names = [path.stem for path in (self.folder / "checkpoints").glob("e*.pt")]
+        return dict(sorted(((n, float(n[1:]) / self.config["args"]["epochs"]) for n in names), key=lambda item: item[1]))
+
+    def examples(self, name: str, every_epoch: bool = False) -> Tensor:
+        """What was recorded about each training example: [N], averaged over its epochs, or [E, N]; NaN where unseen.
+
+        Raises
+            Refused: another data set, a statistic that was not recorded, or only its mean was kept.
+        """
+        if self.fingerprint != self.data.fingerprint or self.task != self.args.task:
+            raise Refused(f"past run {self.name} recorded examples of another data set ({self.task}): they say nothing about "
+                          f"this one ({self.args.task}). Name past runs of the same data set.")
+        path = self.folder / "examples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = [n.removesuffix(".mean") for n in file.files]
+                found = file[name] if name in file.files else file[f"{name}.mean"] if f"{name}.mean" in file.files else None
+                whole = name in file.files
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise Refused(f"{path} is missing or damaged ({type(error).__name__}): run that past run's command again.") from None
+        if found is None:
+            raise Refused(f"past run {self.name} did not record {name!r}; it has {', '.join(sorted(names))}.")
+        if found.ndim != 2 or found.shape[1] != self.data.examples:
+            raise Refused(f"{path} is damaged: {name!r} has shape {found.shape}, expected [epochs, {self.data.examples}].")
+        if every_epoch and not whole:
+            raise Refused(f"past run {self.name} kept only the mean of {name!r} over its epochs (--slim): run its command "
+                          "again without --slim.")
+        self.reused.add("examples")
+        self.bytes += found.nbytes
+        table = torch.from_numpy(found.astype(np.float32))
+        return table if every_epoch else table.nanmean(0)

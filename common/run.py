@@ -1,0 +1,246 @@
+"""A run: its folder, its clock, its checkpoints, and what it leaves for later runs."""
+import fcntl
+import math
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.amp import amp_dtype
+from common.args import PLACE, folder_name, recorded
+from common.clock import Clock
+from common.data import Data
+from common.files import Refused, read_json, write_atomic, write_json, write_torch
+from common.log import Bar, TensorBoard, read_rows, write_rows
+from common.machine import code_version, device_name, versions
+from common.past import PastRun
+
+CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
+
+
+class Run:
+    """Starts the clock, takes the run's folder, and refuses one that holds another run or is in use.
+
+    Raises
+        Refused: the folder cannot be made, holds a run with other arguments, or another process works in it.
+        SystemExit: with code 0, after a message, where this very run is finished already.
+    """
+
+    def __init__(self, args):
+        self.args, self.device = args, torch.device(args.device)
+        self.clock = Clock(self.device)
+        self.untimed, self.prepare = self.clock.untimed, self.clock.prepare
+        self.amp = amp_dtype(args.no_amp, self.device)
+        self.past_names = [read_json(folder / "config.json")["name"] for folder in args.past_folders]
+        self.name = folder_name(args, self.past_names)
+        self.folder = Path(args.results) / self.name
+        self.steps = self.examples = self.epoch = 0
+        self.data: Data | None = None
+        self.past_runs: list[PastRun] = []
+        self.rest: dict | None = None                         # the order of the epoch under way
+        self.leftover = {"index": torch.empty(0, dtype=torch.int64), "view": torch.empty(0, dtype=torch.int64),
+                         "weight": torch.empty(0)}            # examples that go first in the next epoch
+        self.state: dict = {}                                 # what the script asked to checkpoint
+        self.rows: list[dict] = []
+        self.asked_to_stop = False
+        self.where = {"device": self.device.type, "threads": torch.get_num_threads()} | versions()
+        self.config = self._open()
+        self.bar = Bar(self.name, args.batch_size)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if args.inherited:
+            print("from --past: " + ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in args.inherited.items()))
+        if f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
+            print(f"warning: a past run has this run's own seed {args.seed}, so the same initial weights and data order; "
+                  "give past runs seeds of their own (100, 101, ...).", file=sys.stderr)
+
+    def _open(self) -> dict:
+        """Locks the folder, writes or checks config.json."""
+        device = {"type": self.device.type, "name": device_name(self.device), "threads": torch.get_num_threads()}
+        config = {"method": self.args.method, "name": self.name, "args": recorded(self.args, self.past_names),
+                  "command": shlex.join(["python", *sys.argv]), **code_version(), "versions": versions(),
+                  "device": device, "past": self.past_names, "created": time.time()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")      # open to the end: the system drops the lock with the process
+        except OSError as error:
+            raise Refused(f"cannot make {self.folder}: {error.strerror}. Choose another --results.") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{self.folder} is in use by another process: wait for it, or give this run a --tag.") from None
+        if not (self.folder / "config.json").exists():
+            return config                                     # written with the first row: a refused run leaves nothing
+        old = read_json(self.folder / "config.json")
+        for name, value in config["args"].items():
+            if name not in PLACE and old.get("args", {}).get(name) != value:
+                raise Refused(f"{self.folder} holds a run with another --{name.replace('_', '-')} "
+                              f"({old.get('args', {}).get(name)!r}, now {value!r}): give this run a --tag or other --results.")
+        if (self.folder / "summary.json").exists():
+            score = read_json(self.folder / "summary.json")["test"]
+            print(f"{self.folder} is finished already ({', '.join(f'test {k} {v:.4g}' for k, v in score.items())}): delete it "
+                  "to run it again.")
+            raise SystemExit(0)
+        return old
+
+    def past(self, data: Data) -> list[PastRun]:
+        """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, and wraps around."""
+        runs = [PastRun(folder, self.args, data) for folder in self.args.past_folders]
+        first = self.args.seed % len(runs)
+        self.past_runs = runs[first:] + runs[:first]
+        return self.past_runs
+
+    def epochs(self, count: float, data: Data, **state) -> Iterator[int]:
+        """Epoch 0 (before training: it has no batches), 1, ..., up to `count`; goes on where a killed run stopped.
+
+        Checkpoints after every turn. State: whatever changes while training and has state_dict() or is a tensor;
+        `step` must be among it.
+        """
+        self.data, self.state = data, state
+        self.config["data"] = {"task": self.args.task, "fingerprint": data.fingerprint, "classes": data.classes,
+                               "train_examples": len(data.train), "test_examples": len(data.test)}
+        for epoch in range(self._restore(), math.ceil(count) + 1):
+            self.epoch = epoch
+            yield epoch
+            with self.untimed("checkpoint"):
+                before, after = (e / self.args.epochs for e in (epoch - 1, epoch))
+                if after < 1 and any(before < share <= after for share in CHECKPOINTS):
+                    self._write_weights(f"checkpoints/e{epoch}.pt", state["step"].model)
+                self._save(epoch + 1)
+
+    def _write_weights(self, file: str, model: nn.Module) -> None:
+        weights = {k: w.detach().cpu() for k, w in model.state_dict().items()}
+        if self.args.slim:                                    # batch norm's tensors are small and keep their range
+            weights = {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
+        write_torch(self.folder / file, weights)
+
+    def _save(self, next_epoch: int) -> None:
+        """last.pt: everything that is needed to go on with `next_epoch`, bit for bit."""
+        state = {name: value if isinstance(value, Tensor) else value.state_dict() for name, value in self.state.items()}
+        own = {"steps": self.steps, "examples": self.examples, "leftover": self.leftover, "rest": self.rest}
+        write_torch(self.folder / "last.pt", {"epoch": next_epoch, "rows": len(self.rows), "run": own, "state": state,
+                                              "clock": self.clock.state_dict(), "where": self.where})
+
+    def _restore(self) -> int:
+        """Loads last.pt where there is one; returns the epoch to go on with."""
+        with self.untimed("checkpoint"):
+            path = self.folder / "last.pt"
+            if not path.exists():
+                for stale in map(self.folder.joinpath, ("tb", "examples", "checkpoints")):
+                    shutil.rmtree(stale, ignore_errors=True)
+                write_json(self.folder / "config.json", self.config)
+                self.board = TensorBoard(self.folder, self.config, [])
+                return 0
+            try:
+                last = torch.load(path, map_location="cpu", weights_only=True)
+                where, own, state, clock = (last[name] for name in ("where", "run", "state", "clock"))
+            except Exception as error:                        # a damaged zip can raise anything
+                raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
+            for name, value in self.where.items():
+                if where.get(name) != value and not self.args.force:
+                    raise Refused(f"{self.folder} was begun with {name} {where.get(name)}, here it is {value}: the result would "
+                                  "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads), or add --force.")
+            for name, value in self.state.items():
+                value.copy_(state[name]) if isinstance(value, Tensor) else value.load_state_dict(state[name])
+            for name, value in own.items():
+                setattr(self, name, value)
+            self.clock.load_state_dict(clock)
+            self.rows = read_rows(self.folder)[:last["rows"]]
+            write_rows(self.folder, self.rows)
+            self.board = TensorBoard(self.folder, self.config, self.rows)
+            self.bar.start(self.examples, max((last["epoch"] - 1) / self.args.epochs, 0))
+            return last["epoch"]
+
+    def _on_sigterm(self, number, frame) -> None:
+        self.asked_to_stop = True
+
+    def stop_if_asked(self) -> None:
+        """Called between steps: after SIGTERM, checkpoints within the epoch and ends with exit code 143."""
+        if self.asked_to_stop:
+            with self.untimed("checkpoint"):
+                self._save(self.epoch)
+            self.bar.close()
+            print(f"stopped by SIGTERM after {self.steps} steps; the same command goes on from there.", file=sys.stderr)
+            raise SystemExit(143)
+
+    def count(self, flops: int, examples: int) -> None:
+        """One step's FLOPs and examples."""
+        self.clock.flops["training"] += flops
+        self.steps += 1
+        self.examples += examples
+
+    def record_examples(self, tables: dict[str, Tensor]) -> None:
+        """Statistics of this epoch: name -> [N], NaN where unseen."""
+        half = {name: table.cpu().numpy().astype(np.float16) for name, table in tables.items()}
+        write_atomic(self.folder / f"examples/{self.epoch:04d}.npz", lambda out: np.savez(out, **half))
+
+    def log(self, epoch: int, metrics: dict[str, float]) -> None:
+        """One row: metrics.jsonl, TensorBoard, progress bar.
+
+        Raises
+            Refused: a metric is infinite or NaN.
+        """
+        with self.untimed("eval"):
+            row = {"epoch": min(epoch, self.args.epochs), "steps": self.steps, "examples": self.examples,
+                   "seconds": round(self.clock.counted(), 4), "flops": sum(self.clock.flops.values())}
+            row |= {name: float(value) for name, value in metrics.items()}
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    raise Refused(f"{name} became {value} in epoch {epoch} of {self.folder}: lower --lr (it is "
+                                  f"{self.args.lr:g}) or run with --no-amp.")
+            row |= {f"time/{kind}": round(value, 4) for kind, value in self.clock.untimed_seconds.items()}
+            self.rows.append(row)
+            write_rows(self.folder, self.rows)
+            self.board.add(row)
+            self.bar.show(row)
+
+    def finish(self, model: nn.Module) -> None:
+        """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line."""
+        with self.untimed("checkpoint"):
+            counted = self.clock.counted()
+            self._write_weights("final.pt", model)
+            self._merge_examples()
+            last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
+                    for kind in ("test", "train")}
+            write_json(self.folder / "summary.json", {
+                **{name: getattr(self.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
+                "steps": self.steps, "examples": self.examples, **last,
+                "seconds": {"counted": counted, "preparation": self.clock.preparation_seconds,
+                            "untimed": self.clock.untimed_seconds},
+                "flops": self.clock.flops, "past": [past.name for past in self.past_runs if past.reused],
+                "reused": sorted(set().union(*(past.reused for past in self.past_runs))),
+                "past_bytes": sum(past.bytes for past in self.past_runs),
+                "parameters": sum(p.numel() for p in model.parameters())})
+        self.board.close()
+        self.bar.close()
+        (self.folder / "last.pt").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "examples", ignore_errors=True)
+        self.lock.close()
+        scores = ", ".join(f"test {name} {value:.4f}" for name, value in last["test"].items())
+        print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
+              f"{sum(self.clock.flops.values()):.3g} FLOPs")
+
+    def _merge_examples(self) -> None:
+        """examples.npz: name -> [E, N] float16, NaN where unseen; with --slim name.mean -> [1, N], hits whole."""
+        tables: dict[str, list[np.ndarray]] = {}
+        for path in sorted((self.folder / "examples").glob("*.npz")):
+            with np.load(path, allow_pickle=False) as file:
+                for name in file.files:
+                    tables.setdefault(name, []).append(file[name])
+        merged = {}
+        for name, rows in tables.items():
+            table = np.stack(rows)                            # [E, N]
+            if self.args.slim and name != "correct":          # zeros and ones pack to bits, and forgetting needs them all
+                seen = ~np.isnan(table)
+                total = np.where(seen, table, 0).sum(0, dtype=np.float32)
+                merged[f"{name}.mean"] = (total / np.maximum(seen.sum(0), 1)).astype(np.float16)[None]
+                merged[f"{name}.mean"][0, ~seen.any(0)] = np.nan
+            else:
+                merged[name] = table
+        write_atomic(self.folder / "examples.npz", lambda out: np.savez_compressed(out, **merged))

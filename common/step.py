@@ -1,0 +1,116 @@
+"""The hot step: forward, loss, backward, update, and what is recorded about each example."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.amp import autocast
+from common.data import Batch
+from common.files import Refused
+
+LossFn = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+def sgd(model: nn.Module, args) -> torch.optim.SGD:
+    """SGD with Nesterov momentum .9; weight decay on convolutions and linear layers, not on batch norm and biases."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return torch.optim.SGD([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
+                           lr=args.lr, momentum=0.9, nesterov=True)
+
+
+def one_cycle(progress: float, peak: float = 0.25, start: float = 0.04) -> float:
+    """Share of the peak learning rate: up from `start` to 1 at progress `peak`, then down to 0, both straight.
+
+    Smith and Topin 2017, arXiv:1708.07120, without their last phase of even lower rates.
+    """
+    return start + (1 - start) * progress / peak if progress < peak else (1 - progress) / (1 - peak)
+
+
+class Step:
+    """One optimizer update per call; one FLOP count (and compiled graph) per loss function handed to it.
+
+    `loss_fn(model, batch) -> (loss [K], parts {name: [K]})` runs under autocast. It must not synchronise with the host
+    nor branch on values. Where it keeps K < B rows, `parts["index"]` [K] says which examples. Every part is recorded.
+    """
+
+    MOST = 8                                                  # loss functions of one run
+
+    def __init__(self, run, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.run, self.model, self.optimizer = run, model, optimizer
+        fp16 = run.amp == torch.float16
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=fp16)
+        self.functions: dict[LossFn, tuple[LossFn, int]] = {}  # as handed over -> (as run, FLOPs of a step)
+        self.recorded: dict[str, Tensor] = {}                 # of this epoch: name -> [N], NaN where unseen
+        self.finite = torch.ones((), dtype=torch.bool, device=run.device)
+        model.train()
+
+    def __call__(self, batch: Batch, loss_fn: LossFn, lr: float) -> None:
+        if loss_fn not in self.functions:
+            self._prepare(batch, loss_fn)
+        run_fn, flops = self.functions[loss_fn]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        loss, index, parts = self._backward(batch, run_fn)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.finite &= loss.isfinite().all()
+        for name, values in parts.items():                    # no synchronisation: looked at once an epoch
+            if name not in self.recorded:
+                self.recorded[name] = torch.full((self.run.data.examples,), torch.nan, device=self.run.device)
+            self.recorded[name][index] = values.detach().float()
+        self.run.count(flops, len(batch.index))
+
+    def _backward(self, batch: Batch, run_fn: LossFn):
+        """Leaves the gradient; returns loss [K], index [K], parts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.run.amp, self.run.device):
+            loss, parts = run_fn(self.model, batch)           # [K]
+        index = parts.pop("index", None)
+        if index is None:
+            index, weight = batch.index, batch.weight
+        else:
+            weight = batch.weight[(index[:, None] == batch.index).int().argmax(1)]
+        self.scaler.scale((loss * weight).mean()).backward()
+        return loss, index, parts
+
+    def _prepare(self, batch: Batch, loss_fn: LossFn) -> None:
+        """Compiles a loss function and counts its FLOPs in a step that leaves no trace; neither is on the clock."""
+        if len(self.functions) >= self.MOST:
+            raise Refused(f"more than {self.MOST} different loss functions were handed to Step: define them once, before "
+                          "the loops, and hand over the same ones, else each is compiled and counted anew.")
+        with self.run.untimed("compile"):
+            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            run_fn = torch.compile(loss_fn, dynamic=False) if self.run.args.compile else loss_fn
+            with FlopCounterMode(display=False) as counter:
+                self._backward(batch, loss_fn)
+            if self.run.args.compile:
+                self._backward(batch, run_fn)
+            self.model.load_state_dict(state)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.functions[loss_fn] = run_fn, counter.get_total_flops()
+
+    def means(self) -> dict[str, float]:
+        """Ends the epoch: means of what was recorded, each example once, as `train/NAME`; hands the tables to the run.
+
+        Raises
+            Refused: the loss was not finite.
+        """
+        if not self.finite:
+            raise Refused(f"the loss became infinite or NaN in epoch {self.run.epoch} of {self.run.folder}: lower --lr "
+                          f"(it is {self.run.args.lr:g}) or run with --no-amp.")
+        self.run.record_examples(self.recorded)
+        means = {f"train/{name}": table.nanmean().item() for name, table in self.recorded.items()}
+        self.recorded = {}
+        return means
+
+    def state_dict(self) -> dict:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recorded": self.recorded,
+                "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.recorded = {name: table.to(self.run.device) for name, table in state["recorded"].items()}
