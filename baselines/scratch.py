@@ -20,6 +20,10 @@ from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
 
+def parser():
+    return arguments(__file__, __doc__)
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
@@ -42,4 +46,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(arguments(__file__, __doc__).parse_args())
+    main(parser().parse_args())

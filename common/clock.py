@@ -16,7 +16,7 @@ class Clock:
         self.device = device
         self.started = time.perf_counter()
         self.untimed_seconds = dict.fromkeys(UNTIMED, 0.0)
-        self.preparation_seconds = 0.0
+        self.preparation_seconds: dict[str, float] = {}
         self.flops = {"training": 0, "preparation": 0}
         self.stopped_at: float | None = None                  # while it stands still
 
@@ -47,12 +47,13 @@ class Clock:
             self.stopped_at = None
 
     @contextmanager
-    def prepare(self) -> Iterator[None]:
-        """Counted work before the first step, its seconds and FLOPs told apart."""
+    def prepare(self, what: str) -> Iterator[None]:
+        """Counted work before the first step (`what`: cache, scores, matching ...), its seconds and FLOPs told apart."""
         begin = self.counted()
         with FlopCounterMode(display=False) as counter:
             yield
-        self.preparation_seconds += self.counted() - begin
+        seconds = self.preparation_seconds.get(what, 0.0) + self.counted() - begin
+        self.preparation_seconds[what] = seconds
         self.flops["preparation"] += counter.get_total_flops()
 
     def state_dict(self) -> dict:
@@ -63,6 +64,6 @@ class Clock:
         """The clock shows what it showed then: time between a checkpoint and now never counts."""
         self.started = time.perf_counter() - state["elapsed"]
         self.untimed_seconds, self.flops = dict(state["untimed"]), dict(state["flops"])
-        self.preparation_seconds = state["preparation"]
+        self.preparation_seconds = dict(state["preparation"])
         if self.stopped_at is not None:
             self.stopped_at = state["elapsed"]

@@ -199,11 +199,11 @@ def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None) -> tup
     else:
         index = keep.cpu()
     visit = visits(index)
-    place, view = torch.empty(len(index)), torch.full((len(index),), CENTER)
+    place, view = torch.empty_like(index), torch.full_like(index, CENTER)
     for r in range(int(visit.max()) + 1 if len(index) else 0):
         mine = visit == r
         name = f"order {r}" if r else "order"
-        place[mine] = torch.rand(len(split.target), generator=generator(seed, name, epoch))[index[mine]]
+        place[mine] = torch.randperm(len(split.target), generator=generator(seed, name, epoch))[index[mine]]
         if split.augment == "crop-flip":
             drawn = torch.randint(VIEWS, (len(split.target),), generator=generator(seed, name + " view", epoch))
             view[mine] = drawn[index[mine]]

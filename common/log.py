@@ -30,7 +30,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, config: dict, rows: list[dict]):
         """Starts the file anew with `rows`, so that a resumed run shows no row twice."""
-        from torch.utils.tensorboard import SummaryWriter     # costs a second, which --help should not
+        from torch.utils.tensorboard import SummaryWriter  # costs a second, which --help should not
         from torch.utils.tensorboard.summary import hparams
 
         shutil.rmtree(folder / "tb", ignore_errors=True)

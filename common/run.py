@@ -211,7 +211,7 @@ class Run:
             write_json(self.folder / "summary.json", {
                 **{name: getattr(self.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
                 "steps": self.steps, "examples": self.examples, **last,
-                "seconds": {"counted": counted, "preparation": self.clock.preparation_seconds,
+                "seconds": {"counted": counted, "preparation": sum(self.clock.preparation_seconds.values()),
                             "untimed": self.clock.untimed_seconds},
                 "flops": self.clock.flops, "past": [past.name for past in self.past_runs if past.reused],
                 "reused": sorted(set().union(*(past.reused for past in self.past_runs))),

@@ -35,7 +35,7 @@ class Step:
     nor branch on values. Where it keeps K < B rows, `parts["index"]` [K] says which examples. Every part is recorded.
     """
 
-    MOST = 8                                                  # loss functions of one run
+    MOST = 16                                                 # loss functions of one run
 
     def __init__(self, run, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.run, self.model, self.optimizer = run, model, optimizer

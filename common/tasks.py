@@ -36,9 +36,9 @@ def build_classifier(args, data: Data) -> nn.Module:
     return models.build(args.model, len(data.classes), generator(args.seed, "weights"), data.train.device)
 
 
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """[B, C], [B] -> [B] nats."""
-    return F.cross_entropy(output.float(), target, reduction="none")
+def cross_entropy(output: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Logits [B, C], classes [B] -> [B] nats; `smoothing` is the share of each target that goes to all classes alike."""
+    return F.cross_entropy(output.float(), target, reduction="none", label_smoothing=smoothing)
 
 
 def soft_cross_entropy(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
@@ -93,7 +93,7 @@ def load_shapes(args, device: torch.device) -> Data:
 
 def load_cifar100(args, device: torch.device) -> Data:
     """CIFAR-100 (Krizhevsky 2009) from --data-dir, downloaded there where it is not."""
-    from torchvision.datasets import CIFAR100                 # costs a second; `shapes` needs none of it
+    from torchvision.datasets import CIFAR100  # costs a second; `shapes` needs none of it
 
     def arrays(train):
         try:

@@ -1,0 +1,64 @@
+"""Ensemble distillation: match the mean class probabilities of all past runs, or of one drawn anew for every step.
+
+Reuses   final weights of all --past
+Pays     P teacher forward passes per step, on the clock; one with --sample
+Source   Hinton, Vinyals, Dean 2015, arXiv:1503.02531; --sample: Blakeney et al. 2022, arXiv:2211.00683
+Differs  teachers see the student's own view of each image; alpha and temperature as in kd
+Neutral  --alpha 0 is baselines/scratch.py, bit for bit
+
+    python methods/ensemble_distill.py --past results/cifar100-mini/past --sample
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+import torch
+
+from common.args import arguments
+from common.data import train_batches
+from common.run import Run
+from common.seeding import generator
+from common.step import Step, one_cycle, sgd
+from common.tasks import TASKS
+
+
+def parser():
+    parser = arguments(__file__, __doc__, past=True)
+    parser.add_argument("--alpha", type=float, default=0.9, help="weight (0..1) of the teachers' term, 1 - alpha of the labels'")
+    parser.add_argument("--temperature", type=float, default=4.0, help="divides all models' logits (no unit)")
+    parser.add_argument("--sample", action="store_true", help="one teacher, drawn anew, for every step instead of all")
+    return parser
+
+
+def main(args):
+    run = Run(args)                                           # the clock runs from here; only untimed() stops it
+    task = TASKS[args.task]
+    with run.untimed("data"):
+        data = task.load(args, run.device)
+    model = task.build(args, data)
+    teachers = [past.model(run.device) for past in run.past(data)]      # P of them, frozen, eval mode
+
+    def distil_from(teachers):
+        def distil(model, batch):                             # one loss per example, and its named parts
+            with torch.no_grad():
+                soft = task.mean([teacher(batch.image) for teacher in teachers], args.temperature)      # [B, C]
+            output = model(batch.image)                       # [B, C]
+            hard = task.loss(output, batch.target)            # [B]
+            kd = task.distill(output, soft, args.temperature)                   # [B]
+            return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+        return distil
+
+    losses = [distil_from([teacher]) for teacher in teachers] if args.sample else [distil_from(teachers)]
+    step = Step(run, model, sgd(model, args))
+    for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
+        draw = torch.randint(len(losses), (len(data.train),), generator=generator(args.seed, "teacher", epoch)).tolist()
+        for progress, batch in train_batches(data.train, run, epoch):
+            step(batch, losses[draw[run.steps % len(draw)]], lr=args.lr * one_cycle(progress))
+        with run.untimed("eval"):
+            run.log(epoch, step.means() | task.evaluate(model, data.test))
+    run.finish(model)
+
+
+if __name__ == "__main__":
+    main(parser().parse_args())
