@@ -23,10 +23,18 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 
 class Parser(argparse.ArgumentParser):
+    """parse_args() looks at past runs and refuses what cannot work; parse_only() is for plans of runs to come."""
+
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        parsed = super().parse_args(args, namespace)
+        return resolve(self._parse(args))
+
+    def parse_only(self, args: list[str]) -> argparse.Namespace:
+        return fill(self._parse(args))
+
+    def _parse(self, args: list[str] | None) -> argparse.Namespace:
+        parsed = super().parse_args(args)
         parsed.own_defaults = {name: self.get_default(name) for name in vars(parsed)}
-        return resolve(parsed)
+        return parsed
 
 
 def arguments(file: str, doc: str, past: bool = False) -> Parser:
@@ -97,10 +105,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
             setattr(args, name, theirs[name])
         elif name == "task" and not hasattr(args, name):
             args.task = "shapes"
-    for name, value in defaults(args.task).items():
-        if not hasattr(args, name):
-            setattr(args, name, value)
-    args.inherited = inherited
+    fill(args).inherited = inherited
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
     if args.model not in MODELS:
@@ -117,6 +122,14 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+    return args
+
+
+def fill(args: argparse.Namespace) -> argparse.Namespace:
+    """Sets what is not set yet to the task's defaults."""
+    for name, value in defaults(args.task).items():
+        if not hasattr(args, name):
+            setattr(args, name, value)
     return args
 
 

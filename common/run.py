@@ -166,6 +166,7 @@ class Run:
             with self.untimed("checkpoint"):
                 self._save(self.epoch)
             self.bar.close()
+            self.lock.close()
             print(f"stopped by SIGTERM after {self.steps} steps; the same command goes on from there.", file=sys.stderr)
             raise SystemExit(143)
 

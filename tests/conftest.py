@@ -1,0 +1,91 @@
+"""Small data, one thread, and scripts run in process: importing torch costs seconds."""
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in (ROOT / folder).glob("*.py"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small():
+    """A tenth of `shapes`, and threads that do not fight over two cores."""
+    shapes.TRAIN_SIZE, shapes.TEST_SIZE = 320, 100
+    torch.set_num_threads(1)
+
+
+def parse(script: str, *argv) -> object:
+    """The script's arguments, as its __main__ line parses them."""
+    return importlib.import_module(script.replace("/", ".")).parser().parse_args([str(a) for a in argv])
+
+
+def run_script(script: str, *argv) -> Path:
+    """Runs `python SCRIPT.py ARGV` in process; returns the run's folder."""
+    args = parse(script, *argv)
+    importlib.import_module(script.replace("/", ".")).main(args)
+    found = [path.parent for path in Path(args.results).rglob("config.json")
+             if json.loads(path.read_text())["args"]["seed"] == args.seed and f"/{args.method}" in str(path)]
+    return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
+
+
+def fork_script(script: str, *argv, console: Path | None = None) -> int:
+    """Starts it in a child process; returns the process id."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            if console:
+                sys.stdout = sys.stderr = open(console, "w")
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            run_script(script, *argv)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return process
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def past(tmp_path_factory, small) -> Path:
+    """Three past runs of two epochs."""
+    folder = tmp_path_factory.mktemp("past")
+    for seed in (100, 101, 102):
+        run_script("baselines/scratch", "--epochs", 2, "--seed", seed, "--results", folder)
+    return folder
+
+
+def needs_past(script: str) -> bool:
+    return importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two runs ended with the same weights, bit for bit."""
+    one, two = (torch.load(folder / "final.pt", weights_only=True) for folder in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.jsonl without what no two runs share: seconds."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in found]

@@ -1,0 +1,206 @@
+"""Views against a slow crop, order and views as functions of (seed, epoch), subsets, CIFAR-100 as torchvision reads it."""
+import hashlib
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import parse
+
+from common import tasks
+from common.data import CENTER, VIEWS, Split, epoch_order, rank_in_class, subset, train_batches, visits
+from common.files import Refused
+
+CPU = torch.device("cpu")
+
+
+def split(n=20, augment="crop-flip", seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
+    return images, Split(images, np.arange(n) % 4, np.arange(n), mean, std, CPU, None, augment)
+
+
+def test_every_view_is_pad_crop_flip():
+    images, s = split(2)
+    padded = np.pad(images[1], ((4, 4), (4, 4), (0, 0)))
+    for view in range(VIEWS):
+        flip, y, x = view // 81, view // 9 % 9, view % 9
+        crop = padded[y:y + 8, x:x + 8]
+        crop = crop[:, ::-1] if flip else crop
+        expected = (crop.astype(np.float32) - [1, 2, 3]) / [4, 5, 6]
+        got = s.images(torch.tensor([1]), torch.tensor([view]))
+        assert np.allclose(got[0].permute(1, 2, 0).numpy(), expected, atol=1e-6)
+    assert got.is_contiguous(memory_format=torch.channels_last) and not got.is_contiguous()
+    center = s.images(torch.tensor([0]), torch.tensor([CENTER]))[0].permute(1, 2, 0).numpy()
+    assert np.allclose(center, (images[0].astype(np.float32) - [1, 2, 3]) / [4, 5, 6], atol=1e-6)
+
+
+def test_order_and_views_are_functions_of_seed_and_epoch():
+    _, s = split()
+    order, view = epoch_order(s, 7, 3, None)
+    again, same_view = epoch_order(s, 7, 3, None)
+    assert torch.equal(order, again) and torch.equal(view, same_view)
+    assert sorted(order.tolist()) == list(range(20)) and order.tolist() != list(range(20))
+    for seed, epoch in ((8, 3), (7, 4)):
+        other, other_view = epoch_order(s, seed, epoch, None)
+        assert not torch.equal(order, other) and not torch.equal(view, other_view)
+    assert (epoch_order(split(augment="none")[1], 7, 3, None)[1] == CENTER).all()
+
+
+def test_what_two_methods_both_keep_stands_in_one_order_under_one_view():
+    _, s = split()
+    order, view = epoch_order(s, 1, 1, None)
+    mask = torch.arange(20) % 3 != 0
+    kept, kept_view = epoch_order(s, 1, 1, mask)
+    assert torch.equal(kept, order[mask[order]]) and torch.equal(kept_view, view[mask[order]])
+    repeated = torch.cat([torch.arange(19, -1, -1), torch.tensor([5, 5, 2])])
+    index, views = epoch_order(s, 1, 1, repeated)
+    first = visits(index) == 0
+    assert sorted(index.tolist()) == sorted(repeated.tolist())
+    fives = [(i, v) for i, v in zip(index.tolist(), views.tolist(), strict=True) if i == 5]
+    assert len(fives) == 3 and len(set(fives)) > 1            # an example seen again has another view
+    assert len(first) == 23
+
+
+def test_visits():
+    assert visits(torch.tensor([4, 2, 4, 4, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
+
+
+def fake_run(epochs, batch):
+    return SimpleNamespace(args=SimpleNamespace(seed=0, epochs=epochs, batch_size=batch), rest=None, stop_if_asked=lambda: None,
+                           bar=SimpleNamespace(advance=lambda progress: None),
+                           leftover={"index": torch.empty(0, dtype=torch.int64), "view": torch.empty(0, dtype=torch.int64),
+                                     "weight": torch.empty(0)})
+
+
+def test_what_does_not_fill_a_batch_goes_first_in_the_next_epoch():
+    _, s = split(20)
+    run = fake_run(2.5, 8)                                    # 20 = 2 x 8 + 4; 4 + 20 = 3 x 8; 10 = 8 + 2
+    first, second, third = ([(p, b) for p, b in train_batches(s, run, epoch)] for epoch in (1, 2, 3))
+    assert list(train_batches(s, run, 0)) == []
+    assert [len(e) for e in (first, second, third)] == [2, 3, 1]
+    seen = torch.cat([b.index for e in (first, second) for _, b in e])
+    assert sorted(seen.tolist()) == sorted([*range(20)] * 2)
+    assert torch.equal(second[0][1].index[:4], epoch_order(s, 0, 1, None)[0][16:])
+    progress = [p for e in (first, second, third) for p, _ in e]
+    assert progress == pytest.approx([0, 0.2, 0.4, 0.4 + 0.4 / 3, 0.4 + 0.8 / 3, 0.8])
+
+
+def test_weight_is_looked_up():
+    _, s = split(20)
+    _, batch = next(train_batches(s, fake_run(1, 8), 1, weight=torch.arange(20) * 2.0))
+    assert torch.equal(batch.weight, batch.index * 2.0)
+    assert torch.equal(batch.target, batch.index % 4)
+
+
+FINE = np.repeat(np.arange(20), 10)                           # 20 classes of 10, 4 superclasses of 5
+COARSE = FINE // 5
+TEST_FINE = np.repeat(np.arange(20), 2)
+
+
+def kept(text):
+    return subset(text, FINE, COARSE, TEST_FINE)
+
+
+def test_subsets():
+    assert len(kept("all")[0]) == 200 and kept("all")[2] == ""
+    half, fifth, tenth = (set(kept(t)[0]) for t in ("half", "share:0.2", "share:0.1"))
+    assert [len(s) for s in (half, fifth, tenth)] == [100, 40, 20] and tenth < fifth < half
+    assert (np.bincount(FINE[kept("share:0.3")[0]]) == 3).all()
+    parts = [set(range(200)) - set(kept(f"not:{k}/5")[0]) for k in range(1, 6)]
+    assert all(len(p) == 40 for p in parts) and set().union(*parts) == set(range(200))
+    train, test, _ = kept("classes:8")
+    assert len(np.unique(FINE[train])) == 8 and set(FINE[train]) == set(TEST_FINE[test]) < set(FINE[kept("classes:12")[0]])
+    train, test, labels = kept("members:3/5")
+    assert labels == "coarse" and len(test) == 40 and (np.bincount(COARSE[np.unique(FINE[train], return_index=True)[1] * 0 +
+                                                                          [np.flatnonzero(FINE == f)[0]
+                                                                           for f in np.unique(FINE[train])]]) == 3).all()
+    assert all(np.array_equal(kept("half")[0], kept("share:0.5")[0]) for _ in range(2))
+
+
+@pytest.mark.parametrize("text", ["", "third", "share:0", "share:2", "share:x", "not:6/5", "not:3", "classes:1", "classes:99",
+                                  "members:3/4", "all:2"])
+def test_impossible_subsets_are_refused(text):
+    with pytest.raises(Refused, match="is none of: all, half, share:0.2"):
+        kept(text)
+
+
+def test_holdout_is_balanced_disjoint_and_for_evaluation(tmp_path):
+    args = parse("baselines/scratch", "--holdout", 0.25, "--results", tmp_path)
+    data = tasks.TASKS["shapes"].load(args, CPU)
+    assert len(data.train) == 240 and len(data.test) == 80
+    assert not set(data.train.index.tolist()) & set(data.test.index.tolist())
+    assert (torch.bincount(data.test.target[data.test.index]) == 4).all()
+    assert data.train.augment == "crop-flip" and data.test.augment == "none"
+
+
+def test_classes_get_labels_of_their_own(tmp_path):
+    data = tasks.TASKS["shapes"].load(parse("baselines/scratch", "--subset", "classes:8", "--results", tmp_path), CPU)
+    assert len(data.classes) == 8 and sorted(set(data.train.target[data.train.index].tolist())) == list(range(8))
+    assert data.examples == 320                               # indices stay global
+    coarse = tasks.TASKS["shapes"].load(parse("baselines/scratch", "--labels", "coarse", "--results", tmp_path), CPU)
+    assert len(coarse.classes) == 5
+
+
+def test_rank_depends_on_the_data_alone():
+    keep = np.flatnonzero(FINE < 3)
+    rank = rank_in_class(FINE, keep)
+    assert all(sorted(rank[FINE[keep] == c]) == pytest.approx(np.arange(10) / 10) for c in range(3))
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, monkeypatch):
+    """Files in CIFAR-100's format with 4 training and 2 test images of 100 classes, and MD5 sums to match."""
+    from torchvision.datasets import CIFAR100
+    folder = tmp_path / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    sums = {}
+    for name, n in (("train", 400), ("test", 100)):
+        content = {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "fine_labels": [i % 100 for i in range(n)],
+                   "coarse_labels": [i % 100 // 5 for i in range(n)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    for name in ("train", "test", "meta"):
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": sums["meta"]})
+    return tmp_path / "data"
+
+
+def cifar_args(folder, *more):
+    return parse("baselines/scratch", "--task", "cifar100", "--model", "resnet8", "--data-dir", folder, *more)
+
+
+def test_cifar100_is_read_through_torchvision(tiny_cifar):
+    data = tasks.TASKS["cifar100"].load(cifar_args(tiny_cifar, "--augment", "none"), CPU)
+    raw = pickle.loads((tiny_cifar / "cifar-100-python" / "train").read_bytes())["data"]
+    pixels = data.train.images(torch.tensor([3]), torch.tensor([CENTER]))[0] * data.train.std[:, None, None] \
+        + data.train.mean[:, None, None]
+    assert np.allclose(pixels.numpy(), raw[3].reshape(3, 32, 32), atol=1e-3)
+    assert data.train.target.tolist() == [i % 100 for i in range(400)] and len(data.test) == 100
+    assert np.allclose(data.train.mean, raw.reshape(400, 3, 1024).mean((0, 2)), atol=1e-3)
+    assert np.allclose(data.train.std, raw.reshape(400, 3, 1024).std((0, 2)), atol=1e-3)
+    coarse = tasks.TASKS["cifar100"].load(cifar_args(tiny_cifar, "--labels", "coarse"), CPU)
+    assert coarse.train.target[:10].tolist() == [0] * 5 + [1] * 5
+
+
+def test_damaged_or_missing_cifar100_is_refused(tiny_cifar, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+    train = tiny_cifar / "cifar-100-python" / "train"
+    train.write_bytes(train.read_bytes()[:1000])
+    with pytest.raises(Refused, match="incomplete or damaged.*Delete it"):
+        tasks.TASKS["cifar100"].load(cifar_args(tiny_cifar), CPU)
+
+    def no_network(self):
+        raise OSError("no route to host")
+    monkeypatch.setattr(CIFAR100, "download", no_network)
+    with pytest.raises(Refused, match="download failed.*no route to host.*--data-dir"):
+        tasks.TASKS["cifar100"].load(cifar_args(tmp_path / "nowhere"), CPU)
+
+
+def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path):
+    with pytest.raises(Refused, match="lower --batch-size or raise --epochs"):
+        tasks.TASKS["shapes"].load(parse("baselines/scratch", "--batch-size", 400, "--epochs", 0.5), CPU)

@@ -1,0 +1,226 @@
+"""Bad input: one clear sentence that says what to do, a non-zero exit, nothing half-written."""
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, parse, run_script
+
+from common.files import Refused, write_atomic
+from common.past import PastRun
+from common.run import Run
+from common.tasks import TASKS
+
+
+@pytest.fixture
+def copy(past, tmp_path):
+    """A past run of this test's own, to damage."""
+    source = next(past.rglob("seed100"))
+    return shutil.copytree(source, tmp_path / "copy" / source.relative_to(past))
+
+
+def kd(past, tmp_path, *more):
+    return run_script("methods/kd", "--epochs", 0.2, "--results", tmp_path / "new", "--past", past, *more)
+
+
+def refused(match, call, *args):
+    with pytest.raises(Refused, match=match) as caught:
+        call(*args)
+    assert caught.value.code not in (0, None)
+    del caught
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)             # its handler is the refused run's own
+    gc.collect()                                              # drops that run's lock, as the process's end would
+
+
+def test_no_past_prints_the_command_that_makes_one(tmp_path):
+    refused(r"python baselines/scratch.py --task shapes --seed 100 --results \S+\nThen add: --past", parse, "methods/kd")
+
+
+def test_past_that_is_not_there(tmp_path):
+    refused("no such folder.*config.json", parse, "methods/kd", "--past", tmp_path / "nowhere")
+    refused("there is no run in it", parse, "methods/kd", "--past", tmp_path)
+
+
+def test_unfinished_past(copy, tmp_path):
+    (copy / "summary.json").unlink()
+    refused("is not finished.*\n    python ", kd, copy, tmp_path)
+    assert not list((tmp_path / "new").rglob("config.json"))
+
+
+@pytest.mark.parametrize("file, content, match", [
+    ("final.pt", b"PK\3\4 not a zip", "final.pt is damaged"), ("final.pt", None, "final.pt is missing"),
+    ("config.json", b"{", "config.json is damaged"), ("summary.json", b"[]", "summary.json is damaged"),
+    ("config.json", b'{"name": "x", "args": {"task": "shapes", "seed": 1}}', "config.json is damaged: it lacks 'holdout'")])
+def test_damaged_past(copy, tmp_path, file, content, match):
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    refused(match, kd, copy, tmp_path)
+
+
+def test_past_cannot_execute_code(copy, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+    np.savez(copy / "examples.npz", loss=np.array([Evil()], dtype=object))
+    refused("examples.npz is missing or damaged", run_script, "methods/loss_replay", "--past", copy, "--results", tmp_path / "new")
+    torch.save({"conv.weight": Evil()}, copy / "final.pt")
+    refused("damaged or holds more than weights", kd, copy, tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_of_another_shape(copy, tmp_path):
+    weights = torch.load(copy / "final.pt", weights_only=True)
+    torch.save(weights | {"head.weight": torch.zeros(3, 64)}, copy / "final.pt")
+    refused("does not hold the weights of a resnet8 with 20 classes", kd, copy, tmp_path)
+
+
+def seen_from(folder, *argv):
+    args = parse("baselines/scratch", *argv)
+    data = TASKS[args.task].load(args, torch.device("cpu"))
+    return PastRun(folder, args, data), data, args
+
+
+def test_predictions_of_other_classes(copy):
+    past, _, args = seen_from(copy, "--subset", "classes:8")
+    refused("predicts 20 classes of shapes, this run 8", past.model, torch.device("cpu"))
+
+
+def test_weights_for_another_model(copy, capsys):
+    past, data, args = seen_from(copy, "--model", "resnet20")
+    model = TASKS["shapes"].build(args, data)
+    refused("is a resnet8 for 20 classes of shapes, this run a resnet20", past.weights, model)
+    trunk = past.weights(model, part="trunk")
+    model.load_state_dict(trunk)
+    assert "from scratch: head.bias, head.weight, stage1.1" in capsys.readouterr().out
+    theirs = torch.load(copy / "final.pt", weights_only=True)
+    assert torch.equal(trunk["stage1.0.conv1.weight"], theirs["stage1.0.conv1.weight"])
+    assert not torch.equal(trunk["head.weight"], theirs["head.weight"])
+
+
+def test_examples_of_another_data_set_or_not_recorded(copy):
+    past, data, _ = seen_from(copy)
+    assert past.examples("loss").shape == (320,) and past.examples("loss", every_epoch=True).shape == (2, 320)
+    assert past.bytes > 0 and past.reused == {"examples"}
+    refused("did not record 'forgetting'; it has correct, el2n, loss", past.examples, "forgetting")
+    data.fingerprint = "another"
+    refused("another data set", past.examples, "loss")
+
+
+def test_slim_keeps_means_and_half_precision(tmp_path):
+    argv = ["--epochs", 2, "--seed", 100, "--results"]
+    whole = run_script("baselines/scratch", *argv, tmp_path / "whole")
+    slim = run_script("baselines/scratch", *argv, tmp_path / "slim", "--slim")
+    past, data, _ = seen_from(slim)
+    other = seen_from(whole)[0]
+    assert torch.allclose(past.examples("loss"), other.examples("loss"), atol=2e-3)
+    assert torch.equal(past.examples("correct", every_epoch=True), other.examples("correct", every_epoch=True))
+    refused("kept only the mean of 'loss'.*without --slim", past.examples, "loss", True)
+    half, single = (torch.load(f / "final.pt", weights_only=True) for f in (slim, whole))
+    assert half["conv.weight"].dtype == torch.float16 and half["bn.running_var"].dtype == torch.float32
+    assert all(torch.equal(half[k], single[k].half() if half[k].dtype == torch.float16 else single[k]) for k in half)
+    assert past.checkpoints() == {"e1": 0.5}
+
+
+def test_other_holdout(copy):
+    refused("made with --holdout 0, this run with --holdout 0.1", seen_from, copy, "--holdout", 0.1)
+
+
+def test_own_seed_warns_and_another_seed_does_not(past, tmp_path, capsys):
+    kd(past, tmp_path, "--seed", 102)
+    assert "warning: a past run has this run's own seed 102" in capsys.readouterr().err
+    kd(past, tmp_path, "--seed", 2)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_arguments_come_from_past_runs_unless_given(past):
+    args = parse("methods/kd", "--past", past)
+    assert args.epochs == 2 and args.task == "shapes" and args.model == "resnet8"
+    assert parse("methods/kd", "--past", past, "--epochs", 1).epochs == 1
+
+
+@pytest.mark.parametrize("argv, match", [
+    (["--epochs", 0], "--epochs must be above 0, got 0.0"), (["--epochs", "nan"], "--epochs must"),
+    (["--batch-size", 1], "--batch-size must be above 1"), (["--lr", -1], "--lr must be above 0"),
+    (["--lr", "inf"], "--lr must"), (["--weight-decay", -1], "--weight-decay must be 0 or more"),
+    (["--holdout", 1], "--holdout must be at least 0 and below 1"), (["--seed", -1], "--seed must be 0 or more"),
+    (["--tag", "a/b"], "--tag must have letters"), (["--device", "nonsense"], "--device nonsense cannot be used")])
+def test_impossible_arguments(argv, match):
+    refused(match, parse, "baselines/scratch", *argv)
+
+
+def test_folder_of_other_arguments_names_the_argument(tmp_path):
+    folder = run_script("baselines/scratch", "--epochs", 0.2, "--results", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["args"]["lr"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    refused("holds a run with another --lr \\(7, now 0.*--tag", run_script, "baselines/scratch", "--epochs", 0.2,
+            "--results", tmp_path)
+
+
+def test_finished_run_says_so_and_exits_0(tmp_path, capsys):
+    run_script("baselines/scratch", "--epochs", 0.2, "--results", tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_script("baselines/scratch", "--epochs", 0.2, "--results", tmp_path)
+    assert ended.value.code == 0 and "is finished already (test accuracy" in capsys.readouterr().out
+
+
+def test_second_process_on_one_folder_is_refused(tmp_path):
+    args = parse("baselines/scratch", "--results", tmp_path)
+    first = Run(args)
+    refused("is in use by another process", Run, args)
+    first.lock.close()
+
+
+def test_other_thread_count_is_refused_unless_forced(tmp_path, monkeypatch):
+    argv = ["--epochs", 2, "--results", tmp_path]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        def interrupted(run, model):
+            run.lock.close()
+            raise KeyboardInterrupt
+        patched.setattr(Run, "finish", interrupted)
+        run_script("baselines/scratch", *argv)
+    path = next(tmp_path.rglob("last.pt"))
+    last = torch.load(path, weights_only=True)
+    last["where"]["threads"] = 77
+    torch.save(last, path)
+    refused("was begun with threads 77, here it is 1.*--force", run_script, "baselines/scratch", *argv)
+    run_script("baselines/scratch", *argv, "--force")
+    path.write_bytes(b"nothing")
+
+
+def test_non_finite_loss(tmp_path):
+    refused("loss became infinite or NaN in epoch 1.*lower --lr", run_script, "baselines/scratch", "--lr", 1e30,
+            "--results", tmp_path)
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("final.pt"))
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """/dev/full answers every write like a full disk."""
+    real = open
+    target = tmp_path / "metrics.jsonl"
+    target.write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", lambda path, mode: real("/dev/full", mode))
+        patched.setattr("os.fsync", lambda fd: None)          # not for a device
+        refused("cannot write .*metrics.jsonl: No space left on device. Make room", write_atomic, target, "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_results_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("cannot make .*Choose another --results", run_script, "baselines/scratch", "--results", tmp_path / "file")
+
+
+def test_no_traceback_at_the_console(tmp_path):
+    for argv in (["methods/kd.py"], ["baselines/scratch.py", "--epochs", "-1"], ["baselines/scratch.py", "--subset", "no"]):
+        ended = subprocess.run([sys.executable, ROOT / argv[0], *argv[1:], "--results", tmp_path / "r"], capture_output=True, text=True,
+                               cwd=tmp_path)
+        assert ended.returncode == 1 and ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+        assert not list((tmp_path / "r").rglob("*.json"))

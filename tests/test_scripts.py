@@ -1,0 +1,135 @@
+"""Every script: runs, leaves the contract's files, equals what its docstring says at its neutral setting, resumes exactly."""
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights, wait_for
+
+from common.run import Run
+
+# script -> (arguments that make it neutral, the script it then equals bit for bit)
+NEUTRAL = {
+    "baselines/label_smoothing": (["--smoothing", 0], "baselines/scratch"),
+    "baselines/ema": (["--horizon", 0], "baselines/scratch"),
+    "methods/kd": (["--alpha", 0], "baselines/scratch"),
+    "methods/ensemble_distill": (["--alpha", 0], "baselines/scratch"),
+    "methods/loss_replay": (["--share", 0], "baselines/warm_start"),
+}
+
+
+def arguments(script, past):
+    return ["--past", past] if needs_past(script) else []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_epochs_leave_the_contract(script, past, tmp_path):
+    folder = run_script(script, "--epochs", 2, "--results", tmp_path, *arguments(script, past))
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "tb", "final.pt", "checkpoints", "examples.npz", "summary.json"} <= names
+    assert not {"last.pt", "examples"} & names and not list(folder.glob(".*.partial"))
+    config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+    assert folder == tmp_path / config["name"] and config["args"]["epochs"] == 2 and len(config["commit"]) == 40
+    table = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in table] == [0, 1, 2]
+    assert [row["steps"] for row in table] == [0, 10, 20]     # 320 examples, batches of 32
+    assert table[0]["flops"] == summary["flops"]["preparation"] and table[1]["flops"] > table[0]["flops"]
+    assert summary["test"]["accuracy"] == table[-1]["test/accuracy"] and summary["flops"]["training"] > 0
+    assert summary["seconds"]["counted"] >= table[-1]["seconds"] > table[1]["seconds"] > 0
+    with np.load(folder / "examples.npz", allow_pickle=False) as examples:
+        assert {"loss", "correct", "el2n"} <= set(examples.files)
+        assert examples["loss"].shape == (2, 320) and examples["loss"].dtype == np.float16
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["e1.pt"]
+    assert bool(summary["past"]) == needs_past(script) == bool(summary["past_bytes"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_docstring_has_its_lines_and_a_command_that_parses(script, past, monkeypatch):
+    doc = (ROOT / f"{script}.py").read_text().split('"""')[1]
+    for word in ("Reuses", "Pays", "Source", "Differs", "Neutral"):
+        assert re.search(rf"^{word}  +\S", doc, re.M), word
+    command = shlex.split(re.search(r"^    python (.*)$", doc, re.M).group(1))
+    assert command[0] == f"{script}.py"
+    assert script == "baselines/scratch" or script in NEUTRAL or "none" in re.search(r"^Neutral +(.*)$", doc, re.M).group(1)
+
+
+@pytest.mark.parametrize("script", NEUTRAL)
+def test_neutral_setting_equals(script, past, tmp_path):
+    options, other = NEUTRAL[script]
+    mine = run_script(script, "--epochs", 1.5, "--seed", 1, "--results", tmp_path, *options, *arguments(script, past))
+    theirs = run_script(other, "--epochs", 1.5, "--seed", 1, "--results", tmp_path, *arguments(other, past))
+    assert same_weights(mine, theirs)
+    assert [r["test/loss"] for r in rows(mine)] == [r["test/loss"] for r in rows(theirs)]
+
+
+@pytest.mark.parametrize("script", NEUTRAL)
+def test_not_neutral_differs(script, past, tmp_path):
+    more = ["--horizon", 0.5] if script == "baselines/ema" else []              # half a percent of five steps is no step
+    mine = run_script(script, "--epochs", 0.5, "--seed", 1, "--results", tmp_path, *more, *arguments(script, past))
+    other = NEUTRAL[script][1]
+    theirs = run_script(other, "--epochs", 0.5, "--seed", 1, "--results", tmp_path, *arguments(other, past))
+    assert not same_weights(mine, theirs)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_twice_equals_undisturbed(script, past, tmp_path):
+    argv = ["--epochs", 3.5, "--subset", "share:0.9", "--seed", 1, *arguments(script, past)]     # 288 = 9 batches of 32
+    argv += ["--batch-size", 40, "--lr", 0.1, "--weight-decay", 5e-4]       # 7.2 batches: some go first in the next epoch
+    calm = run_script(script, *argv, "--results", tmp_path / "calm")
+    for rows_to_wait_for in (2, 3):
+        process = fork_script(script, *argv, "--results", tmp_path / "killed")
+        metrics = tmp_path / "killed" / calm.relative_to(tmp_path / "calm") / "metrics.jsonl"
+        wait_for(lambda n=rows_to_wait_for, m=metrics: m.exists() and len(m.read_text().splitlines()) >= n)
+        os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    killed = run_script(script, *argv, "--results", tmp_path / "killed")
+    assert same_weights(calm, killed) and rows(calm) == rows(killed)
+    with np.load(calm / "examples.npz") as one, np.load(killed / "examples.npz") as two:
+        assert all(np.array_equal(one[name], two[name], equal_nan=True) for name in one.files)
+    calm_summary, killed_summary = (json.loads((f / "summary.json").read_text()) for f in (calm, killed))
+    assert calm_summary["flops"] == killed_summary["flops"] and calm_summary["steps"] == killed_summary["steps"]
+
+
+def test_sigterm_checkpoints_within_the_epoch(past, tmp_path, monkeypatch, capsys):
+    argv = ["--epochs", 2, "--subset", "share:0.9", "--seed", 1, "--past", past]     # 9 steps an epoch
+    calm = run_script("methods/loss_replay", *argv, "--results", tmp_path / "calm")
+    count = Run.count
+
+    def count_and_ask(run, *what):
+        count(run, *what)
+        if run.steps == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+        patched.setattr(Run, "count", count_and_ask)
+        run_script("methods/loss_replay", *argv, "--results", tmp_path / "stopped")
+    assert ended.value.code == 143
+    assert "stopped by SIGTERM after 13 steps; the same command goes on from there" in capsys.readouterr().err
+    folder = tmp_path / "stopped" / calm.relative_to(tmp_path / "calm")
+    assert torch.load(folder / "last.pt", weights_only=True)["run"]["rest"]["done"] == 4
+    run_script("methods/loss_replay", *argv, "--results", tmp_path / "stopped")
+    assert same_weights(calm, folder) and rows(calm) == rows(folder)
+
+
+def test_warm_start_begins_where_the_past_run_ended(past, tmp_path):
+    folder = run_script("baselines/warm_start", "--epochs", 0.5, "--seed", 1, "--results", tmp_path, "--past", past)
+    theirs = json.loads(next(past.rglob("seed101/summary.json")).read_text())
+    assert rows(folder)[0]["test/accuracy"] == theirs["test"]["accuracy"]
+    assert json.loads((folder / "summary.json").read_text())["past"] == ["shapes-resnet8/scratch/e2/seed101"]
+
+
+@pytest.mark.parametrize("how", [["methods/kd.py"], ["-m", "methods.kd"]])
+def test_help_and_both_ways_to_start(how, tmp_path):
+    where = tmp_path if how[0].endswith(".py") else ROOT
+    how = [str(ROOT / how[0])] if how[0].endswith(".py") else how
+    shown = subprocess.run([sys.executable, *how, "--help"], cwd=where, capture_output=True, text=True, check=True).stdout
+    help_of = {name: text for name, text in re.findall(r"^  (--[a-z-]+)(.*?)(?=^  --|\Z)", shown, re.M | re.S)}
+    assert len(help_of) > 20
+    for name, text in help_of.items():
+        assert "default" in text, f"{name} shows no default"

@@ -1,0 +1,183 @@
+"""Step against ten readable lines, the losses against formulas by hand, the clock, FLOPs."""
+import math
+import time
+
+import pytest
+import torch
+from conftest import parse
+from torch.nn import functional as F
+
+from common.clock import Clock
+from common.data import train_batches
+from common.files import Refused
+from common.models import MODELS, build
+from common.run import Run
+from common.seeding import generator
+from common.step import Step, one_cycle, sgd
+from common.tasks import TASKS, cross_entropy, mean_output, soft_cross_entropy
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run on `shapes` that is about to take its first step: run, task, data, model."""
+    args = parse("baselines/scratch", "--epochs", 1, "--results", tmp_path, "--no-amp", "--weight-decay", 0.05)
+    run, task = Run(args), TASKS["shapes"]
+    data = task.load(args, run.device)
+    return run, task, data, task.build(args, data)
+
+
+def test_step_equals_a_plain_loop(begun):
+    """In float64, where rounding does not grow within ten steps."""
+    run, task, data, model = begun
+    model, twin = model.double(), task.build(run.args, data).double()
+    step = Step(run, model, sgd(model, run.args))
+    plain_sgd = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+    def loss_fn(model, batch):
+        return F.cross_entropy(model(batch.image.double()), batch.target, reduction="none"), {}
+
+    for epoch in run.epochs(1, data, step=step):
+        for progress, batch in train_batches(data.train, run, epoch):
+            step(batch, loss_fn, lr=0.1 * one_cycle(progress))
+            loss = F.cross_entropy(twin(batch.image.double()), batch.target)
+            plain_sgd.param_groups[0]["lr"] = 0.1 * one_cycle(progress)
+            plain_sgd.zero_grad()
+            loss.backward()
+            for p in twin.parameters():                       # weight decay by hand: on convolutions and linear layers
+                if p.ndim > 1:
+                    p.grad += run.args.weight_decay * p.data
+            plain_sgd.step()
+        run.log(epoch, {"test/loss": 0.0})
+    for (name, a), b in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), name
+
+
+def test_weights_scale_the_gradient_and_kept_rows_find_theirs(begun):
+    run, task, data, model = begun
+    run.data = data
+    step = Step(run, model, sgd(model, run.args))
+    weight = torch.arange(data.examples) / 100
+    progress, batch = next(train_batches(data.train, run, 1, weight=weight))
+    assert torch.equal(batch.weight, weight[batch.index])
+
+    def second_half(model, batch):
+        loss = cross_entropy(model(batch.image), batch.target)[16:]
+        return loss, {"index": batch.index[16:], "kept": loss}
+
+    loss, index, parts = step._backward(batch, second_half)
+    by_hand = (loss.detach() * weight[batch.index[16:]]).mean()
+    model.zero_grad()
+    again = (cross_entropy(model(batch.image), batch.target)[16:] * weight[batch.index[16:]]).mean()
+    assert math.isclose(by_hand.item(), again.item(), rel_tol=1e-5)
+    step(batch, second_half, lr=0.1)
+    seen = ~step.recorded["kept"].isnan()
+    assert set(seen.nonzero().flatten().tolist()) == set(batch.index[16:].tolist())
+
+
+def test_counting_flops_leaves_no_trace(begun):
+    run, task, data, model = begun
+    run.data = data
+    step = Step(run, model, sgd(model, run.args))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    _, batch = next(train_batches(data.train, run, 1))
+    step._prepare(batch, lambda model, batch: (cross_entropy(model(batch.image), batch.target), {}))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and run.clock.untimed_seconds["compile"] > 0
+
+
+def test_flops_by_hand(begun):
+    """ResNet-8 at 32 x 32, multiply-adds by hand: forward; backward twice that, but no gradient for the image."""
+    run, task, data, model = begun
+    run.data = data
+    first = 32 * 32 * 16 * 27
+    stage1 = 2 * 32 * 32 * 16 * 144
+    stage2 = 16 * 16 * 32 * (144 + 288 + 16)
+    stage3 = 8 * 8 * 64 * (288 + 576 + 32)
+    head = 64 * 20
+    forward = first + stage1 + stage2 + stage3 + head
+    step = Step(run, model, sgd(model, run.args))
+    _, batch = next(train_batches(data.train, run, 1))
+    plain, skipped = (lambda m, b: (cross_entropy(m(b.image), b.target), {})), \
+        (lambda m, b: (cross_entropy(m(b.image[:8]), b.target[:8]), {"index": b.index[:8]}))
+    for loss_fn, examples in ((plain, 32), (skipped, 8)):
+        step._prepare(batch, loss_fn)
+        assert step.functions[loss_fn][1] == 2 * examples * (3 * forward - first)
+
+
+def test_published_sizes():
+    model = build("resnet56", 100, generator(0, "weights"), torch.device("cpu"))
+    assert sum(p.numel() for p in model.parameters()) == 861_620
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output, features = model(torch.zeros(1, 3, 32, 32), features=True)
+    assert counter.get_total_flops() / 2 == pytest.approx(125.75e6, rel=1e-3)
+    assert output.shape == (1, 100) and [tuple(f.shape[1:]) for f in features] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert torch.equal(output, model(torch.zeros(1, 3, 32, 32))) or model.training
+    assert list(MODELS) == ["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
+
+def test_distillation_by_hand():
+    """Two classes, T = 2: teacher (2 ln 3, 0) softens to (3/4, 1/4), student (0, 0) to (1/2, 1/2).
+
+    KL(teacher || student) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.130812; times T^2 = 0.523248. Swapped it would be 0.575364.
+    """
+    teacher = torch.tensor([[2 * math.log(3), 0.0]])
+    loss = soft_cross_entropy(torch.zeros(1, 2), teacher, 2.0)
+    assert loss.shape == (1,) and loss.item() == pytest.approx(0.523248, abs=1e-5)
+    student = torch.zeros(1, 2, requires_grad=True)           # gradient: T (student - teacher) = 2 (1/2 - 3/4)
+    soft_cross_entropy(student, teacher, 2.0).sum().backward()
+    assert student.grad[0].tolist() == pytest.approx([-0.5, 0.5], abs=1e-6)
+
+
+def test_mean_of_teachers_is_of_probabilities():
+    """At T = 4 softened (3/4, 1/4) and (1/4, 3/4) average to (1/2, 1/2), and (9/10, 1/10) with (1/2, 1/2) to (7/10, 3/10)."""
+    def logits(p):
+        return torch.tensor([[4 * math.log(p / (1 - p)), 0.0]])
+    for a, b, mean in ((0.75, 0.25, 0.5), (0.9, 0.5, 0.7)):
+        softened = (mean_output([logits(a), logits(b)], 4.0) / 4.0).softmax(1)
+        assert softened[0, 0].item() == pytest.approx(mean, abs=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    """Four classes, uniform output: log 4 whatever the smoothing; output p = (.7, .1, .1, .1), smoothing .4:
+    (.6 + .1) (-ln .7) + 3 x .1 (-ln .1) = 0.940448."""
+    output = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).log()
+    assert cross_entropy(output, torch.tensor([0]), 0.4).item() == pytest.approx(0.940448, abs=1e-5)
+
+
+def test_el2n_is_the_norm_of_p_minus_y():
+    """p = (.7, .2, .1), y = class 1: |(.7, -.8, .1)| = sqrt(1.14)."""
+    stats = TASKS["shapes"].stats(torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([1]))
+    assert stats["el2n"].item() == pytest.approx(math.sqrt(1.14), abs=1e-5) and stats["correct"].item() == 0
+
+
+def test_one_cycle():
+    assert [one_cycle(p) for p in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0.04, 0.52, 1, 0.5, 0])
+
+
+def test_the_clock_stops_only_for_untimed():
+    clock = Clock(torch.device("cpu"))
+    with clock.untimed("eval"):
+        time.sleep(0.05)
+        inside = clock.counted()
+        with clock.untimed("data"):                           # inside another: nothing of its own
+            time.sleep(0.05)
+        assert clock.counted() == inside
+    with clock.prepare("scores"):
+        time.sleep(0.03)
+        torch.ones(2, 3) @ torch.ones(3, 5)
+    assert clock.untimed_seconds["eval"] >= 0.1 and clock.untimed_seconds["data"] == 0
+    assert 0.03 <= clock.preparation_seconds["scores"] <= clock.counted() < clock.elapsed() - 0.1 + 1e-3
+    assert clock.flops == {"training": 0, "preparation": 2 * 2 * 3 * 5}
+    with pytest.raises(ValueError, match="data, compile, eval, checkpoint"), clock.untimed("teacher"):
+        pass
+
+
+def test_too_many_loss_functions_are_refused(begun):
+    run, task, data, model = begun
+    run.data = data
+    step = Step(run, model, sgd(model, run.args))
+    _, batch = next(train_batches(data.train, run, 1))
+    with pytest.raises(Refused, match="hand over the same ones"):
+        for _ in range(Step.MOST + 1):
+            step(batch, lambda m, b: (cross_entropy(m(b.image), b.target), {}), lr=0.1)
