@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def versions() -> dict[str, str]:
-    from importlib.metadata import version                    # torchvision itself takes a second to import
+    from importlib.metadata import version  # torchvision itself takes a second to import
     return {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision": version("torchvision"),
             "numpy": np.__version__}
 

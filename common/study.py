@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
+import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.args import folder_name
 from common.files import Refused, write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 PAST_SEEDS = range(100, 105)
 
 
@@ -49,8 +51,7 @@ class Study:
 
 def every_script() -> list[str]:
     """"baselines/ema", ..., scratch first."""
-    root = Path(__file__).resolve().parents[1]
-    found = [f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in sorted((root / folder).glob("*.py"))]
+    found = [f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in sorted((ROOT / folder).glob("*.py"))]
     return sorted(found, key=lambda script: script != "baselines/scratch")
 
 
@@ -164,9 +165,10 @@ class Queue:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            console = os.open(folder / "console.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            for stream in (1, 2):
-                os.dup2(console, stream)
+            console = open(folder / "console.txt", "w", buffering=1)
+            for stream in (1, 2):                             # what C code prints, too
+                os.dup2(console.fileno(), stream)
+            sys.stdout = sys.stderr = console
             torch.set_num_threads(self.threads)
             sys.argv = shlex.split(run["command"])[1:]
             module = importlib.import_module(sys.argv[0].removesuffix(".py").replace("/", "."))
@@ -203,17 +205,17 @@ class Queue:
         print(f"[{self.done}/{self.total}] {run['folder']}: {what}", flush=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     plans = studies()
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.")
     parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, and stop")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
                         "(default: one per core, 4 where there is a GPU)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise Refused(f"--jobs must be at least 1, got {args.jobs}.")
-    os.chdir(Path(__file__).resolve().parents[1])             # commands and folders in a plan are relative to it
+    os.chdir(ROOT)                                            # commands and folders in a plan are relative to it
     chosen = plan(args.study, plans[args.study])
     everything = chosen["past"] + chosen["runs"]
     if args.list:
@@ -222,6 +224,7 @@ def main() -> None:
     root = Path("results") / args.study
     write_json(root / "plan.json", chosen)
     jobs = args.jobs or (4 if torch.cuda.device_count() else os.cpu_count() or 1)
+    importlib.import_module("torch.utils.tensorboard")        # once, for all runs
     queue = Queue(root, jobs, len(everything))
     for runs in (chosen["past"], chosen["runs"]):
         queue.make(runs)
@@ -233,6 +236,7 @@ def main() -> None:
     else:
         from common.report import write_report
         write_report(root)
+        print(f"wrote {root / 'REPORT.md'}")
     if queue.failed:
         print(f"{len(queue.failed)} of {len(everything)} runs failed:", *queue.failed, sep="\n    ", file=sys.stderr)
         raise SystemExit(1)

@@ -69,7 +69,8 @@ def test_past_cannot_execute_code(copy, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
     np.savez(copy / "examples.npz", loss=np.array([Evil()], dtype=object))
-    refused("examples.npz is missing or damaged", run_script, "methods/loss_replay", "--past", copy, "--results", tmp_path / "new")
+    refused("examples.npz is missing or damaged", run_script, "methods/loss_replay", "--past", copy,
+            "--results", tmp_path / "new")
     torch.save({"conv.weight": Evil()}, copy / "final.pt")
     refused("damaged or holds more than weights", kd, copy, tmp_path)
     assert not (tmp_path / "pwned").exists()
@@ -220,7 +221,7 @@ def test_results_that_cannot_be_written(tmp_path):
 
 def test_no_traceback_at_the_console(tmp_path):
     for argv in (["methods/kd.py"], ["baselines/scratch.py", "--epochs", "-1"], ["baselines/scratch.py", "--subset", "no"]):
-        ended = subprocess.run([sys.executable, ROOT / argv[0], *argv[1:], "--results", tmp_path / "r"], capture_output=True, text=True,
-                               cwd=tmp_path)
+        ended = subprocess.run([sys.executable, ROOT / argv[0], *argv[1:], "--results", tmp_path / "r"],
+                               capture_output=True, text=True, cwd=tmp_path)
         assert ended.returncode == 1 and ended.stderr and "Traceback" not in ended.stderr, ended.stderr
         assert not list((tmp_path / "r").rglob("*.json"))

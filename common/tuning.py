@@ -1,0 +1,53 @@
+"""The table of a tuning study: what --holdout said of each learning rate and weight decay, per budget."""
+from pathlib import Path
+
+from common.files import read_json, write_atomic, write_json
+
+
+def write_table(root: Path, plan: dict) -> None:
+    """TUNING.md and tuning.json in `root`, from its finished runs; unfinished ones are rows without a score."""
+    rows = []
+    for run in plan["runs"]:
+        folder = root / run["folder"]
+        done = (folder / "summary.json").exists()
+        config = read_json(folder / "config.json") if done else None
+        summary = read_json(folder / "summary.json") if done else None
+        words = run["command"].split()
+        rows.append({"budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
+                     "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
+                     "accuracy": summary["test"]["accuracy"] if done else None,
+                     "loss": summary["test"]["loss"] if done else None,
+                     "train_accuracy": summary["train"]["correct"] if done else None,
+                     "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
+                     "device": config["device"] if done else None, "versions": config["versions"] if done else None})
+    rows.sort(key=lambda row: (row["budget"], row["lr"], row["weight_decay"]))
+    write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
+                                      "past_epochs": plan["past_epochs"], "rows": rows})
+    write_atomic(root / "TUNING.md", markdown(plan, rows))
+    print(f"wrote {root / 'TUNING.md'}")
+
+
+def markdown(plan: dict, rows: list[dict]) -> str:
+    lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
+             "Learning rate and weight decay of scratch, chosen for each budget by accuracy on held-out training examples "
+             "(`--holdout 0.1`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
+             "All methods then use what scratch got at their budget; their own hyperparameters are their papers' defaults.", ""]
+    for budget in sorted({row["budget"] for row in rows}):
+        mine = [row for row in rows if row["budget"] == budget]
+        best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
+        lines += [f"## Budget {budget:g} ({budget * plan['past_epochs']:g} epochs)", "",
+                  "| Learning rate | Weight decay | Held-out accuracy % | Held-out loss, nats | Train accuracy % |",
+                  "|---|---|---|---|---|"]
+        for row in mine:
+            if row["accuracy"] is None:
+                lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | not finished | | |")
+                continue
+            mark = "**" if row["accuracy"] == best else ""
+            lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {mark}{100 * row['accuracy']:.2f}{mark} | "
+                         f"{row['loss']:.3f} | {100 * row['train_accuracy']:.1f} |")
+        lines.append("")
+    done = [row for row in rows if row["accuracy"] is not None]
+    where = sorted({f"{row['device']['name']}, {row['device']['threads']} thread(s), torch {row['versions']['torch']}, commit "
+                    f"{row['commit'][:10]}{' with uncommitted changes' if row['dirty'] else ''}" for row in done})
+    return "\n".join([*lines, f"{len(done)} of {len(rows)} runs, seed {', '.join(sorted({str(r['seed']) for r in rows}))}. "
+                      + "; ".join(where), ""])

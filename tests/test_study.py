@@ -1,0 +1,70 @@
+"""Plans and the queue: order, failures, what a second call does."""
+import json
+import shlex
+
+import pytest
+from conftest import SCRIPTS
+
+from common import study
+from common.study import Runs, Study, plan, studies
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A study of one past budget, two scripts and a run that fails, below tmp_path."""
+    small = Study("shapes", "resnet8", 0.4, recommend=False, runs=(
+        Runs("baselines/scratch", (0.5, 1), (0, 1)),
+        Runs("baselines/scratch", (1,), (0,), ("--lr", "1e30"), tag="broken"),
+        Runs("methods/kd", (1,), (0, 1))))
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "PAST_SEEDS", range(100, 102))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results" / "demo"
+
+
+def test_failed_runs_are_named_and_the_rest_goes_on(tiny, capfd):
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--jobs", "2"])
+    assert ended.value.code == 1
+    out, err = capfd.readouterr()
+    assert "FAILED with exit code 1: the loss became infinite" in out and "1 of 9 runs failed" in err
+    assert out.index("seed101") < out.index("/kd/") and "[9/9]" in out
+    written = json.loads((tiny / "plan.json").read_text())
+    assert len(written["past"]) == 2 and len(written["runs"]) == 7
+    done = [r for r in written["past"] + written["runs"] if (tiny / r["folder"] / "summary.json").exists()]
+    assert len(done) == 8
+    broken = next(r for r in written["runs"] if r["tag"] == "broken")
+    assert json.loads((tiny / broken["folder"] / "failed.json").read_text())["exit_code"] == 1
+    report = json.loads((tiny / "report.json").read_text())
+    assert len(report["failed"]) == 1 and not report["missing"] and (tiny / "REPORT.md").exists()
+
+    with pytest.raises(SystemExit):                           # a second call skips what is finished, tries the failed one
+        study.main(["--jobs", "2"])
+    assert capfd.readouterr().out.count("finished before") == 8
+
+
+def test_a_planned_run_is_its_printed_command(tiny, capsys):
+    study.main(["--list"])
+    commands = capsys.readouterr().out.strip().splitlines()
+    assert len(commands) == 9 and all("--seed 10" in c and "--slim" in c for c in commands[:2])
+    assert not tiny.exists()
+    with pytest.raises(SystemExit):
+        study.main([])
+    for run in json.loads((tiny / "plan.json").read_text())["runs"]:
+        config = tiny / run["folder"] / "config.json"         # the folder that the plan foretold is the run's own
+        assert json.loads(config.read_text())["command"] == run["command"] and run["command"] in commands
+
+
+def test_plans_match_the_contract():
+    for name, planned in studies().items():
+        made = plan(name, planned)
+        folders = [r["folder"] for r in made["past"] + made["runs"]]
+        assert len(folders) == len(set(folders)), name
+        assert all(shlex.split(r["command"])[1][:-3] in SCRIPTS for r in made["runs"])
+        assert [r["seed"] for r in made["past"]] == ([] if planned.tuning else [100, 101, 102, 103, 104])
+    mini = plan("cifar100-mini", studies()["cifar100-mini"])
+    assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2)           # STUDIES: scratch 4 budgets, six methods 3, one 2; 3 seeds
+    assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
+    demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
+    assert demo == {script.split("/")[1] for script in SCRIPTS}
