@@ -66,7 +66,7 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
     own("--weight-decay", type=float, metavar="WD", help="L2 penalty on the weights of convolutions and linear layers, "
         f"added to the gradient ({inherited}{per_task['weight_decay']})")
     add("--seed", type=int, default=0, metavar="K", help="of initial weights, data order and views; past runs have 100, "
-        "101, ..., and seed k reuses past run k where it reuses one")
+        "101, ..., and seed k reuses past run 100 + k where it reuses one")
     own("--augment", choices=("crop-flip", "none"), help="pad 4 pixels, crop, flip; or nothing "
         f"({inherited}crop-flip)")
     own("--labels", choices=("fine", "coarse"), help=f"classes or superclasses ({inherited}fine)")

@@ -56,12 +56,12 @@ def every_script() -> list[str]:
 
 
 def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -> tuple[Runs, ...]:
-    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", "0.1", "--lr", f"{lr:g}", "--weight-decay", f"{wd:g}"))
+    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", "0.1", "--lr", f"{lr:g}", "--weight-decay", f"{wd:.5f}".rstrip("0")))
                  for lr in rates for wd in decays)
 
 
 THREE = (0, 1, 2)
-MINI = {0.25: (0.4, 2e-4), 0.5: (0.4, 2e-4), 1: (0.4, 2e-4), 2: (0.4, 2e-4)}    # chosen by cifar100-mini-tuning
+MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 2e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}    # chosen by cifar100-mini-tuning
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 
 
@@ -76,7 +76,10 @@ def studies() -> dict[str, Study]:
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
-            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)),)),
+            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
+            *(runs for budget in (0.5, 1) for runs in (
+                *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
+            *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", quarter, THREE),
@@ -102,7 +105,7 @@ def plan(name: str, study: Study) -> dict:
     def command(script, epochs, seed, where, budget, options=(), past=(), tag=""):
         lr, decay = study.settings.get(budget, (None, None))
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += ["--lr", f"{lr:g}", "--weight-decay", f"{decay:g}"] if lr else []
+        line += ["--lr", f"{lr:g}", "--weight-decay", f"{decay:.5f}".rstrip("0")] if lr else []
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         args = parser.parse_only([*line[1:], *(["--past", f"{results}/past"] if parser.get_default("needs_past") else [])])
