@@ -1,9 +1,9 @@
 """The default data set: small colour images drawn from a seed, labelled by shape (coarse) and by shape and texture (fine).
 
-One textured object of random size, place, rotation and colours lies on a background of a gradient, soft blotches and pixel
-noise, among plain blobs and bars, one of which covers a small part of it. Every label is right and decidable by eye: the
-object is the only textured thing, and its two colours and the background differ in every channel. Colours are drawn alike
-for all classes. Classes survive mirroring and crops of four pixels. A person reads nothing here twice: no file, no download.
+One textured object of random size, place, tilt and colours lies on a background of a gradient, soft blotches and pixel
+noise, among plain blobs and bars, one of which covers a small part of it. Every label is right and decidable by eye: only
+the object is textured, its two colours differ in every channel, and the lighter one is lighter than the background. The
+colours are drawn alike for all classes. Classes survive mirroring and crops of four pixels.
 
     python -c "from common import shapes; print(shapes.render(8, seed=1)['fine'])"
 """
@@ -19,6 +19,7 @@ COARSE_OF = tuple(fine // len(TEXTURES) for fine in range(len(CLASSES)))
 TRAIN_SIZE, TRAIN_SEED = 3000, 1
 TEST_SIZE, TEST_SEED = 1000, 2
 
+MAX_TILT = 0.6      # radians from upright; sets the difficulty: at any angle three epochs learn no shapes
 CHUNK = 64          # images drawn at a time: their float32 planes stay in the second-level cache
 BEHIND = 4          # plain distractors under the object; one more lies over it
 
@@ -59,13 +60,12 @@ def _scenes(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     radius = uniform(0.27, 0.40)
     reach = np.maximum(0.5 - 0.9 * radius, 0)[:, None]                           # the object's edge stays inside, nearly
     center = 0.5 + reach * uniform(-1, 1, 2)
-    # Three colours a third of the cyclic range apart, in a random direction per channel: uniform each, and never alike.
-    turn = rng.choice(np.float32([-1, 1]), (n, 1, 3)) * np.float32([0, 1, 2])[:, None] / 3
-    colors = (uniform(0, 1, 1, 3) + turn + uniform(-0.04, 0.04, 3, 3)) % 1       # [N, (object, ink, background), RGB]
+    light = uniform(0.7, 1, 3)
+    colors = np.stack([light, light - uniform(0.2, 0.5, 3), uniform(0, 0.4, 3)], 1)       # object, ink, background
     around = uniform(0, 2 * np.pi)
     front = center + 0.75 * radius[:, None] * np.stack([np.cos(around), np.sin(around)], 1)
     return {
-        "center": center, "radius": radius, "angle": uniform(0, 2 * np.pi), "colors": colors,
+        "center": center, "radius": radius, "angle": uniform(-MAX_TILT, MAX_TILT), "colors": colors,
         "period": uniform(0.14, 0.20), "phase": uniform(0, 1, 2),
         "slope": uniform(-0.25, 0.25, 3, 2), "blotches": uniform(-0.12, 0.12, 3, 5, 5),
         "blob_center": np.concatenate([uniform(0, 1, BEHIND, 2), front[:, None]], 1),
@@ -153,13 +153,14 @@ def _triangle(x, y):
 
 def _cross(x, y):
     x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 0.95, np.minimum(x, y) - 0.36)
+    return np.maximum(np.maximum(x, y) - 0.95, np.minimum(x, y) - 0.30)
 
 
 def _star(x, y):
     turn = np.float32(2 * np.pi / 5)
-    angle = np.abs((np.arctan2(y, x) + turn / 2) % turn - turn / 2)              # from the nearest of the five tips
-    return np.sqrt(x * x + y * y) * np.cos(angle - np.float32(0.88)) - np.float32(1.05 * np.cos(0.88))
+    angle = np.abs((np.arctan2(x, -y) + turn / 2) % turn - turn / 2)             # from the nearest of the five tips
+    lean = np.float32(1.02)                                                      # of an edge's normal from its tip
+    return np.sqrt(x * x + y * y) * np.cos(angle - lean) - 1.1 * np.cos(lean)
 
 
 # Textures: a wave whose sign chooses the colour, in periods of the texture.

@@ -55,9 +55,13 @@ def every_script() -> list[str]:
     return sorted(found, key=lambda script: script != "baselines/scratch")
 
 
+def settings(lr: float, decay: float) -> tuple[str, ...]:
+    return "--lr", f"{lr:g}", "--weight-decay", f"{decay:.5f}".rstrip("0")
+
+
 def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -> tuple[Runs, ...]:
-    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", "0.1", "--lr", f"{lr:g}", "--weight-decay", f"{wd:.5f}".rstrip("0")))
-                 for lr in rates for wd in decays)
+    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", "0.1", *settings(lr, decay)))
+                 for lr in rates for decay in decays)
 
 
 THREE = (0, 1, 2)
@@ -103,9 +107,8 @@ def plan(name: str, study: Study) -> dict:
     results = f"results/{name}"
 
     def command(script, epochs, seed, where, budget, options=(), past=(), tag=""):
-        lr, decay = study.settings.get(budget, (None, None))
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += ["--lr", f"{lr:g}", "--weight-decay", f"{decay:.5f}".rstrip("0")] if lr else []
+        line += settings(*study.settings[budget]) if budget in study.settings else []
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         args = parser.parse_only([*line[1:], *(["--past", f"{results}/past"] if parser.get_default("needs_past") else [])])
@@ -234,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         if queue.stopping:
             raise SystemExit(128 + queue.stopping)
     if chosen["tuning"]:
-        from common.tuning import write_table
+        from common.report.tuning import write_table
         write_table(root, chosen)
     else:
         from common.report import write_report

@@ -1,0 +1,232 @@
+"""From the runs of a study to the numbers of its report: one row per method and budget, one score per method."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from common.report import recommend, scores
+from common.report.words import REGIME_BORDER, distinct
+
+CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
+REUSES = (1, 5)
+POINT = 0.01
+
+
+def average(runs: Sequence[Mapping], read: Callable[[Mapping], float | None]) -> float | None:
+    """The mean over runs of a number; None if a run lacks it."""
+    values = [read(run) for run in runs]
+    return None if any(value is None or not math.isfinite(value) for value in values) else scores.mean(values)
+
+
+def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
+    """Device, versions, batch size, commit and data of finished runs, each value once."""
+    configs = [run["config"] for run in runs]
+
+    def device(config):
+        threads = config["device"].get("threads")
+        return f"{config['device']['name']} ({config['device']['type']}" + \
+            (f", {threads} thread{'s' if threads > 1 else ''})" if threads else ")")
+
+    return {
+        "device": distinct(device(config) for config in configs),
+        "versions": distinct(", ".join(f"{name} {version}" for name, version in config["versions"].items())
+                             for config in configs),
+        "batch_size": distinct(str(config["args"].get("batch_size", "unknown")) for config in configs),
+        "commit": distinct((config["commit"] or "unknown")[:10] + (" (dirty: with uncommitted changes)"
+                           if config["dirty"] else "") for config in configs),
+        "data": distinct(str(config["data"].get("fingerprint")) for config in configs),
+    }
+
+
+def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
+    """Means over the finished runs of one method at one budget; intervals are added by `add_intervals`."""
+    done = [run for run in runs if run["summary"]]
+    values = {run["seed"]: run["summary"]["test"]["accuracy"] for run in done}
+    row = {"method": label, "script": runs[0]["method"], "tag": runs[0]["tag"], "budget": budget,
+           "seeds": len(done), "planned": len(runs), "complete": len(done) == len(runs),
+           "mean": scores.mean(list(values.values())), "low": None, "high": None,
+           "values": dict(sorted(values.items())),
+           "reused": sorted({kind for run in done for kind in run["summary"]["reused"]})}
+    numbers = {
+        "epochs": lambda s: s["epochs"], "steps": lambda s: s["steps"], "examples": lambda s: s["examples"],
+        "flops": lambda s: s["flops"]["training"] + s["flops"]["preparation"],
+        "seconds": lambda s: s["seconds"]["counted"],
+        "preparation_flops": lambda s: s["flops"]["preparation"],
+        "preparation_seconds": lambda s: s["seconds"]["preparation"],
+        "past_bytes": lambda s: s["past_bytes"], "parameters": lambda s: s["parameters"],
+        "train_accuracy": lambda s: s["train"].get("correct"),
+    }
+    for name, read in numbers.items():
+        row[name] = average(done, lambda run, read=read: read(run["summary"]))
+    row["start"] = average(done, lambda run: run["start"])
+    row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
+                                              REUSES) if done else None for clock in ("flops", "seconds")}
+    row["provenance"] = provenance(done)
+    return row
+
+
+def add_intervals(rows: Sequence[dict]) -> None:
+    """t-intervals of the means of one method, the standard deviation pooled over its budgets."""
+    sd, freedom = scores.pooled_sd([row["values"] for row in rows])
+    for row in rows:
+        half = scores.half_width(sd, freedom, row["seeds"])
+        if half is not None:
+            row["low"], row["high"] = row["mean"] - half, row["mean"] + half
+
+
+def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float] | str]) -> list[dict]:
+    """Paired difference of each row of one method to `reference(row)`, pooled likewise.
+
+    The reference is values by seed, or the reason why there are none. "half" is also known where only other budgets
+    have a reference: the standard deviation is theirs.
+    """
+    found = [reference(row) if row["seeds"] else "no finished run" for row in rows]
+    pairs = [{} if isinstance(other, str) else scores.paired(row["values"], other)
+             for row, other in zip(rows, found, strict=True)]
+    sd, freedom = scores.pooled_sd(pairs)
+    cells = []
+    for row, other, pair in zip(rows, found, pairs, strict=True):
+        half = scores.half_width(sd, freedom, len(pair) or row["seeds"])
+        middle = scores.mean(list(pair.values()))
+        bounded = middle is not None and half is not None
+        cells.append({"mean": middle, "low": middle - half if bounded else None,
+                      "high": middle + half if bounded else None, "half": half, "seeds": len(pair), "values": pair,
+                      "reason": None if pair else other if isinstance(other, str) else "no seed in common"})
+    return cells
+
+
+def at_equal_cost(scratch: Sequence[dict], clock: str) -> Callable[[dict], Mapping[int, float] | str]:
+    """Scratch's complete rows, read at another row's cost."""
+    points = [(row[clock], row["values"]) for row in scratch]
+
+    def reference(row):
+        if not points:
+            return "no complete scratch"
+        found = scores.equal_cost(row[clock], points)
+        side = "below" if row[clock] < min(cost for cost, _ in points) else "beyond"
+        return f"{side} scratch's budgets" if found is None else found
+
+    return reference
+
+
+def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float) -> dict | None:
+    """Cost of a training step over scratch's in one shared budget: `prefer`, or else the largest; no preparation."""
+    shared = [row for row in rows if row["seeds"] and scratch.get(row["budget"], {}).get("seeds")]
+    if not shared:
+        return None
+    row = next((row for row in shared if row["budget"] == prefer), shared[-1])
+    base = scratch[row["budget"]]
+    return {"budget": row["budget"]} | {
+        clock: row["cost"][clock]["marginal"] / row["steps"] / (base["cost"][clock]["marginal"] / base["steps"])
+        for clock in ("flops", "seconds")}
+
+
+def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, float | None], gained: bool) -> dict:
+    """Costs and speed-ups of one method, from its complete rows. `gained`: scored by paired gains, no speed-up."""
+    complete = [row for row in rows if row["complete"]]
+    reused = sorted({kind for row in rows for kind in row["reused"]})
+    # other initial weights only get to a target by chance
+    start = complete[0]["start"] if complete and "weights" in reused else None
+    result = {"method": rows[0]["method"], "reused": reused,
+              "scored_by": "gain" if gained else "cost", "start": start, "budgets": [row["budget"] for row in complete],
+              "targets": None if gained else {}}
+    own = rows[0]["method"] == "scratch"
+    for name, target in ({} if gained else targets).items():
+        cell = {"accuracy": target, "cost": {}, "speed_up": {}}
+        for clock in CLOCKS:
+            base = scores.cost_at([(row[clock], row["mean"]) for row in scratch], target)
+            full = next((row for row in scratch if row["budget"] == 1), None)
+            if name == "full" and full:
+                base = scores.Reading("reached", full[clock])  # by definition, also where a smaller budget gets there
+            curve = [(row[clock], row["mean"]) for row in complete]
+            reading = base if own else scores.cost_at(curve, target, start)
+            cell["cost"][clock] = reading._asdict()
+            cell["speed_up"][clock] = None if own else scores.speed_up(
+                base, curve, [row["difference"]["half"] for row in complete], target, start)._asdict()
+        result["targets"][name] = cell
+    return result
+
+
+def past_runs(past: Sequence[Mapping]) -> dict:
+    """The past runs and the regime they put every conclusion in."""
+    def read(run, part, name):
+        return average([run], lambda run: run["summary"][part].get(name)) if run["summary"] else None
+
+    runs = [{"folder": run["folder"], "seed": run["seed"], "state": run["state"],
+             "train_accuracy": read(run, "train", "correct"), "test_accuracy": read(run, "test", "accuracy")}
+            for run in past]
+    train = [value for run in runs if (value := run["train_accuracy"]) is not None]
+    done = [run for run in past if run["summary"]]
+    middle = scores.mean(train)
+    return {"runs": runs, "train_accuracy": {"mean": middle, "low": min(train, default=None),
+                                             "high": max(train, default=None)},
+            "regime": None if middle is None else "memorizes" if middle >= REGIME_BORDER else "underfits",
+            "seeds": min(len(done), 1), "provenance": provenance(done)}
+
+
+def references(label: str, gained: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
+    """What the rows of one method are compared with, by the name of the comparison in report.json."""
+    if label == "scratch":
+        return {}
+    scratch = methods.get("scratch", [])
+    complete = [row for row in scratch if row["complete"]]
+
+    def at_budget(rows, name, budget=None):
+        found = {row["budget"]: row["values"] for row in rows if row["seeds"]}
+        return lambda row: found.get(budget or row["budget"], f"no {name} at {'budget 2' if budget else 'this budget'}")
+
+    chosen = {"difference": at_budget(scratch, "scratch")}
+    chosen |= {f"equal_{clock}": at_equal_cost(complete, clock) for clock in CLOCKS}
+    if gained:
+        chosen["gain_over_scratch_2"] = at_budget(complete, "complete scratch", 2)
+        if label != "warm_start":
+            chosen["gain_over_warm_start"] = at_budget(methods.get("warm_start", []), "warm_start")
+    return chosen
+
+
+def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
+    """Target accuracies by name, from the complete rows of scratch; one point more only where budget 2 gets there."""
+    means = {row["budget"]: row["mean"] for row in scratch if row["complete"]}
+    full = means.get(1)
+    targets = {"full": full, "full-1": None if full is None else full - POINT}
+    if full is not None and means.get(2, 0) >= full + POINT:
+        targets["full+1"] = full + POINT
+    return targets
+
+
+def aggregate(study: Mapping) -> dict:
+    """report.json of a study read by `common.report.read_study`."""
+    plan, groups = study["plan"], {}
+    for run in study["runs"]:
+        groups.setdefault(run["label"], {}).setdefault(run["budget"], []).append(run)
+    methods = {label: [one_row(label, budget, by_budget[budget]) for budget in sorted(by_budget)]
+               for label, by_budget in groups.items()}
+    rows = [row for own in methods.values() for row in own]
+    scratch = methods.get("scratch", [])
+    targets = goals(scratch)
+    budgets = [row["budget"] for row in rows]
+    common = max(budgets, key=lambda budget: (budgets.count(budget), budget), default=1)
+
+    result = []
+    for label, own in methods.items():
+        add_intervals(own)
+        gained = plan["scenario"] == "same" and any("weights" in row["reused"] for row in own)
+        for name, reference in references(label, gained, methods).items():
+            for row, cell in zip(own, compare(own, reference), strict=True):
+                row[name] = cell
+        result.append(score(own, [row for row in scratch if row["complete"]], targets, gained)
+                      | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common)})
+
+    def listed(*states):
+        return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}
+                | (run["failed"] or {}) for run in [*study["past"], *study["runs"]] if run["state"] in states]
+
+    # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
+    epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
+    report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+              "past_epochs": plan["past_epochs"], "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
+              "full_accuracy": targets["full"], "targets": targets, "rows": rows, "scores": result,
+              "past": past_runs(study["past"]), "missing": listed("not started", "unfinished"),
+              "failed": listed("failed")}
+    report["blocked"] = recommend.blocked(plan, report)
+    report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
+    return report

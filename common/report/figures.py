@@ -1,0 +1,244 @@
+"""The report's figures, drawn from the numbers of report.json. Agg only; the same report gives the same bytes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from PIL import Image
+
+from common.files import write_atomic
+from common.report.recommend import ranking
+from common.report.words import budget, significant
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; yellow is left out, too pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
+MARKERS = "osD^vPX*<>ph"
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+TERA = 1e12
+INK, PALE = "#222222", "#d9d9d9"
+
+
+def styles(report: Mapping) -> dict[str, dict]:
+    """One look per method in all figures of a study: scratch black, the others by their order in the plan.
+
+    Markers change with every method and dashes with every round of colours, so that colour is never the only cue.
+    """
+    others = [score["method"] for score in report["scores"] if score["method"] != "scratch"]
+    looks = {"scratch": {"color": "black", "marker": "o", "linestyle": "-"}}
+    for i, method in enumerate(others):
+        looks[method] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + 1) % len(MARKERS)],
+                         "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+    return looks
+
+
+def clean(axes: Axes, grid: str = "both") -> None:
+    axes.grid(True, axis=grid, color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=8.5)
+
+
+def log_ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(list(ticks), list(labels))
+
+
+def pleasant(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten in [low, high]; the two ends where that leaves fewer than two."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
+    return ticks if len(ticks) > 1 else sorted({float(f"{low:.2g}"), float(f"{high:.2g}")})
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As a PNG of at most 256 colours, a third of the size of a full one; nothing of the time or machine is in it."""
+    figure.set_dpi(110)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    buffer = BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Beside the panels, so that it covers no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5 if len(labels) < 20 else 7,
+                  handlelength=2.8, ncols=1 if len(labels) < 28 else 2)
+
+
+def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
+
+
+def tradeoff(report: Mapping, path: Path) -> bool:
+    """Test accuracy over budget and over FLOPs, a line a method, its band the interval."""
+    rows = [row for row in report["rows"] if row["seeds"]]
+    if not rows:
+        return False
+    figure, axes = panels(2, (10.5, 4.6))
+    for panel, name, scale in zip(axes, ("budget", "flops"), (1, TERA), strict=True):
+        for method, look in styles(report).items():
+            own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[name])
+            if not own:
+                continue
+            x, y = [row[name] / scale for row in own], [100 * row["mean"] for row in own]
+            panel.plot(x, y, label=method, markersize=5, linewidth=1.6, zorder=3 if method == "scratch" else 2, **look)
+            hollow = [i for i, row in enumerate(own) if not row["complete"]]
+            panel.plot([x[i] for i in hollow], [y[i] for i in hollow], linestyle="none", marker=look["marker"],
+                       markersize=5, markerfacecolor="white", color=look["color"], zorder=4)
+            low = [100 * row["low"] if row["low"] is not None else math.nan for row in own]
+            high = [100 * row["high"] if row["high"] is not None else math.nan for row in own]
+            if len(own) > 1:
+                panel.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            else:
+                panel.vlines(x, low, high, color=look["color"], linewidth=1.2)
+        values = [row[name] / scale for row in rows]
+        ticks = sorted(set(values)) if name == "budget" else pleasant(min(values), max(values))
+        log_ticks(panel, ticks, [budget(t) if name == "budget" else significant(t).rstrip("0").rstrip(".")
+                                 if t < 10 else f"{t:,.0f}" for t in ticks])
+        if report["full_accuracy"] is not None:
+            panel.axhline(100 * report["full_accuracy"], color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+        clean(panel)
+    if report["full_accuracy"] is not None:
+        axes[0].annotate("full accuracy", (0.01, 100 * report["full_accuracy"]), xytext=(0, 3), fontsize=8, color=INK,
+                         xycoords=("axes fraction", "data"), textcoords="offset points")
+    axes[0].set(ylabel="test accuracy, %", xlabel=f"budget, share of {report['budget_1_epochs']:g} epochs")
+    axes[1].set(xlabel="training and preparation, TFLOP")
+    legend(figure, axes[0])
+    save(figure, path)
+    return True
+
+
+def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Path) -> bool:
+    """Mean test accuracy over counted seconds and over FLOPs, the longest budget of each method."""
+    curves = {method: curve for method, curve in curves.items() if curve["accuracy"]}
+    if not curves:
+        return False
+    figure, axes = panels(2, (10.5, 4.6))
+    for panel, name, scale in zip(axes, ("seconds", "flops"), (1, TERA), strict=True):
+        for method, look in styles(report).items():
+            if method not in curves:
+                continue
+            curve = curves[method]
+            panel.plot([value / scale for value in curve[name]], [100 * value for value in curve["accuracy"]],
+                       color=look["color"], linestyle=look["linestyle"], marker=look["marker"], markevery=[-1],
+                       markersize=6, linewidth=1.5, label=f"{method} ({budget(curve['budget'])})")
+        panel.set_xlim(left=0)
+        clean(panel)
+    axes[0].set(ylabel="test accuracy, %", xlabel="counted seconds")
+    axes[1].set(xlabel="training and preparation, TFLOP")
+    legend(figure, axes[0])
+    save(figure, path)
+    return True
+
+
+def step_cost(report: Mapping, path: Path) -> bool:
+    """Cost of a step over scratch's: FLOPs solid, counted seconds hatched, side by side."""
+    scored = [score for score in ranking(report) if score["step_cost"] and score["method"] != "scratch"]
+    if not scored:
+        return False
+    looks = styles(report)
+    figure, (axes,) = panels(1, (8.5, 1.3 + (0.42 if len(scored) < 12 else 0.32) * len(scored)))
+    for i, score in enumerate(scored):
+        cell, colour = score["step_cost"], looks[score["method"]]["color"]
+        for offset, clock, look in ((-0.19, "flops", {"color": colour}),
+                                    (0.19, "seconds", {"facecolor": "white", "edgecolor": colour, "hatch": "////"})):
+            axes.barh(i + offset, cell[clock], height=0.34, **look)
+            axes.annotate(f"{cell[clock]:.2f}", (cell[clock], i + offset), xytext=(3, 0), va="center", fontsize=7.5,
+                          color=INK, textcoords="offset points", zorder=4,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+    axes.barh([0], [0], color="#777777", label="FLOPs")
+    axes.barh([0], [0], facecolor="white", edgecolor="#777777", hatch="////", label="counted seconds")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(scored)), [f"{score['method']} ({budget(score['step_cost']['budget'])})"
+                                         for score in scored])
+    axes.set_ylim(len(scored) - 0.5, -0.5)
+    axes.set_xlim(0, 1.1 * max(score["step_cost"][clock] for score in scored for clock in ("flops", "seconds")))
+    axes.set_xlabel("cost of a training step, scratch in the same budget (in brackets) = 1")
+    clean(axes, "x")
+    figure.legend(loc="outside upper right", frameon=False, fontsize=8.5, ncols=2)
+    save(figure, path)
+    return True
+
+
+def speedup(report: Mapping, path: Path) -> bool:
+    """Speed-up to full accuracy and to a point below: by FLOPs filled, by counted seconds hollow below it."""
+    scored = [score for score in ranking(report) if score["targets"] and score["method"] != "scratch"]
+    if not scored or report["full_accuracy"] is None:
+        return False
+    looks, bounds = styles(report), [0.8, 1.25]
+    figure, axes = panels(2, (10.5, 1.4 + (0.42 if len(scored) < 12 else 0.3) * len(scored)))
+    for panel, target, title in zip(axes, ("full", "full-1"), ("to full accuracy", "to full accuracy − 1 point"),
+                                    strict=True):
+        for i, score in enumerate(scored):
+            colour, marker = (looks[score["method"]][key] for key in ("color", "marker"))
+            cells = score["targets"][target]["speed_up"]
+            if cells["flops"]["value"] is None:
+                panel.annotate(cells["flops"]["status"], (1, i), xytext=(6, 0), textcoords="offset points", fontsize=8,
+                               va="center", color="#666666", style="italic")
+                continue
+            for offset, clock, face in ((-0.14, "flops", colour), (0.2, "seconds", "white")):
+                cell = cells[clock]
+                if cell["value"] is None:
+                    continue
+                if cell["low_status"] != "unknown":
+                    # an end that the moved curve does not show is open: the line goes on a little, to an arrow
+                    low = cell["low"] if cell["low"] is not None else cell["value"] / 1.12
+                    high = cell["high"] * (1.12 if cell["high_status"] == "at most" else 1)
+                    panel.plot([low, high], [i + offset] * 2, color=colour, linewidth=2 if clock == "flops" else 1)
+                    if cell["low"] is None:
+                        panel.plot([low], [i + offset], marker="<", markersize=4, color=colour)
+                    if cell["high_status"] == "at most":
+                        panel.plot([high], [i + offset], marker=">", markersize=4, color=colour)
+                    bounds += [low, high]
+                bounds.append(cell["value"])
+                panel.plot([cell["value"]], [i + offset], marker=marker, markersize=6 if clock == "flops" else 4.5,
+                           color=colour, markerfacecolor=face, zorder=3)
+        panel.axvline(1, color="black", linewidth=1, zorder=1)
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel("times cheaper than scratch")
+        clean(panel, "x")
+    ticks = pleasant_times(min(bounds), max(bounds))
+    for panel in axes:
+        log_ticks(panel, ticks, [f"{t:g}×" for t in ticks])
+        panel.set_xlim(min(bounds) / 1.08, max(bounds) * 1.08)
+    for name, face, size in (("by FLOPs", "#777777", 6), ("by counted seconds", "white", 4.5)):
+        axes[0].plot([], [], color="#777777", marker="o", markerfacecolor=face, markersize=size, label=name)
+    figure.legend(loc="outside upper right", frameon=False, fontsize=8.5, ncols=2)
+    axes[0].set_yticks(range(len(scored)), [score["method"] for score in scored])
+    axes[0].set_ylim(len(scored) - 0.4, -0.6)
+    save(figure, path)
+    return True
+
+
+def pleasant_times(low: float, high: float) -> list[float]:
+    """Speed-ups worth a tick, the plainest first, as many as have room for their labels."""
+    ticks, gap = [], math.log(high / low) / 8
+    for tick in (1, 2, 0.5, 4, 0.25, 1.5, 0.7, 3, 10, 0.1, 1.25, 0.8, 1.1, 0.9, 6, 20, 50, 100):
+        if low / 1.05 <= tick <= high * 1.05 and all(abs(math.log(tick / other)) >= gap for other in ticks):
+            ticks.append(tick)
+    return sorted(ticks)
+
+
+def draw(report: Mapping, curves: Mapping[str, Mapping], folder: Path) -> list[str]:
+    """Writes the figures that the study has numbers for; returns their names. Figures of an older report go."""
+    made = {"tradeoff": tradeoff(report, folder / "tradeoff.png"),
+            "accuracy_over_cost": accuracy_over_cost(report, curves, folder / "accuracy_over_cost.png"),
+            "speedup": speedup(report, folder / "speedup.png"),
+            "step_cost": step_cost(report, folder / "step_cost.png")}
+    for name, drawn in made.items():
+        if not drawn:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    return [name for name, drawn in made.items() if drawn]

@@ -1,0 +1,202 @@
+"""REPORT.md, written from the numbers of report.json alone."""
+
+from collections.abc import Mapping, Sequence
+
+from common.report import words
+from common.report.recommend import ranking, rows_of
+from common.report.words import budget, percent, point_interval, significant, speed_up
+
+TERA, MEGA = 1e12, 1e6
+GOALS = {"full": "full accuracy", "full-1": "full accuracy − 1 point", "full+1": "full accuracy + 1 point"}
+
+FIGURES = {
+    "tradeoff": "Trade-off curves: every point is complete runs with the schedule annealed to that budget. Bands are "
+                "95 % t-intervals. Hollow points lack planned seeds.",
+    "accuracy_over_cost": "Learning curves of each method's longest budget, mean over seeds. Before its last epoch a "
+                          "curve has not annealed: compare the ends, not the middles.",
+    "step_cost": "Cost of one training step over scratch's in the same budget, preparation left out.",
+    "speedup": "Speed-up over scratch at equal accuracy, with its interval. Filled: by FLOPs. Hollow: by counted "
+               "seconds. An arrow: that end of the interval is open.",
+}
+
+RULES = """\
+- **Full accuracy** is the mean last-epoch test accuracy of scratch at budget 1 in the setting of the new run. A \
+budget is a number of epochs, as a share of those of budget 1; every run anneals its schedule to its own budget.
+- **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
+takes budgets as independent, although they share seeds. [unknown] means too few seeds for an interval.
+- **Differences** are paired by seed. Scratch at equal cost is its monotone mean curve, accuracy linear in log cost; \
+each seed is compared with its own scratch runs at the same points with the same weights.
+- **Cost to accuracy** is read off the monotone curve over a method's complete rows. *Not reached*: not at its largest \
+budget. *At most X*: its smallest budget, which costs X, is above already. *Starts there*: the reused weights have \
+it before the first step. Nothing is extrapolated.
+- **Speed-up** is scratch's cost over the method's at equal accuracy; scratch's cost to full accuracy is budget 1 by \
+definition. Its interval reads the method's curve moved down and up by the half-width of the interval of its paired \
+difference to scratch. *Not reached* as an end of an interval: the moved curve does not get there. \
+*Unknown*: scratch's own cost is, as where its smallest budget is above already.
+- **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
+FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
+evaluating and checkpointing; they contain preparation.
+- **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.
+- **No interval is corrected** for looking at many methods at once."""
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[str] = ()) -> str:
+    """A Markdown table; its first column and those named in `text` are left-aligned."""
+    def line(cells):
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|".join(":--" if name in (head[0], *text) else "--:" for name in head)
+    return "\n".join([line(head), f"|{rule}|", *map(line, lines)])
+
+
+def seeds(row: Mapping) -> str:
+    return f"{row['seeds']}/{row['planned']}"
+
+
+def accuracy(row: Mapping) -> str:
+    if row["mean"] is None:
+        return "missing"
+    half = "[unknown]" if row["low"] is None else f"± {percent(row['high'] - row['mean'])}"
+    return f"{percent(row['mean'])} {half}"
+
+
+def headline(report: Mapping) -> str:
+    lines, used = [], []
+    for score in ranking(report):
+        rows = rows_of(report, score["method"])
+        used += rows
+        last = next((row for row in reversed(rows) if row["complete"]), None)
+        step = score["step_cost"]
+        complete = f"{sum(row['complete'] for row in rows)}/{len(rows)}"
+        costs = [f"{step[clock]:.2f}" if step else "–" for clock in ("flops", "seconds")]
+        if score["method"] == "scratch":
+            cells = ["unknown" if report["full_accuracy"] is None else "1"] * 3 + ["–"]
+        elif score["scored_by"] == "gain":
+            cells = ["see gains", "see gains", "see gains", "see gains"]
+        else:
+            full, near = score["targets"]["full"]["speed_up"], score["targets"]["full-1"]["speed_up"]
+            cells = [speed_up(full["flops"]), speed_up(full["seconds"]), speed_up(near["flops"]),
+                     f"{point_interval(last['equal_flops'])} at {budget(last['budget'])}" if last else "–"]
+        lines.append([f"`{score['method']}`", *cells, *costs, ", ".join(score["reused"]) or "nothing", complete])
+    return table(["Method", "Speed-up to full, FLOPs", "by seconds", "to full − 1 point, FLOPs",
+                  "Points over scratch at equal FLOPs, at budget", "FLOPs of a step", "seconds of a step", "Reuses",
+                  "Rows complete"], lines) + "\n\n" + words.provenance(used, report)
+
+
+def every_row(report: Mapping) -> str:
+    lines = []
+    for row in report["rows"]:
+        other = [point_interval(row[name]) if "difference" in row else "–"
+                 for name in ("difference", "equal_flops", "equal_seconds")]
+        lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
+                      percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row), *other])
+    return table(["Method", "Budget", "Seeds", "Train %", "Test %", "Over scratch, equal budget", "equal FLOPs",
+                  "equal seconds"], lines) + "\n\n" + words.provenance(report["rows"], report)
+
+
+def cost_to(report: Mapping, name: str) -> str:
+    lines, used = [], []
+    for score in ranking(report):
+        if not score["targets"]:
+            continue
+        cell = score["targets"][name]
+        used += rows_of(report, score["method"])
+        gains = ["1 by definition"] * 2 if score["method"] == "scratch" else [
+            speed_up(cell["speed_up"][clock]) for clock in ("flops", "seconds")]
+        lines.append([f"`{score['method']}`", words.reading(cell["cost"]["flops"], TERA),
+                      words.reading(cell["cost"]["seconds"]), words.reading(cell["cost"]["steps"]), *gains])
+    return table(["Method", "TFLOP", "Counted seconds", "Steps", "Speed-up, FLOPs", "Speed-up, seconds"], lines) \
+        + "\n\n" + words.provenance(used, report)
+
+
+def gains(report: Mapping) -> str | None:
+    """The table of methods that reload final weights where nothing is new."""
+    rows = [row for row in report["rows"] if "gain_over_scratch_2" in row]
+    if not rows:
+        return None
+    lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row),
+              point_interval(row["gain_over_warm_start"]) if "gain_over_warm_start" in row else "–",
+              point_interval(row["gain_over_scratch_2"]), percent(row["start"])] for row in rows]
+    return table(["Method", "Budget", "Seeds", "Test %", "Gain over warm_start", "Gain over scratch at budget 2",
+                  "Before training %"], lines) + "\n\n" + words.provenance(rows, report)
+
+
+def cost_of_past(report: Mapping) -> str:
+    lines = []
+    for row in report["rows"]:
+        if not row["seeds"]:
+            continue
+        cells = []
+        for clock, scale in (("flops", TERA), ("seconds", 1)):
+            cost = row["cost"][clock]
+            cells += [significant(value / scale)
+                      for value in (cost["marginal"], cost["with_preparation"], cost["amortized"]["5"])]
+        lines.append([f"`{row['method']}`", budget(row["budget"]), *cells, significant(row["past_bytes"] / MEGA)])
+    return table(["Method", "Budget", "TFLOP, marginal", "with preparation", "amortized over 5", "Seconds, marginal",
+                  "with preparation", "amortized over 5", "MB of past kept"], lines) \
+        + "\n\n" + words.provenance(report["rows"], report)
+
+
+def absent(report: Mapping) -> str:
+    lines = [[f"`{run['method']}{'-' + run['tag'] if run['tag'] else ''}`",
+              "–" if run["budget"] is None else budget(run["budget"]), run["seed"],
+              f"failed with exit code {run['exit_code']}: {str(run['message'])[:200]}" if run["state"] == "failed"
+              else run["state"], f"`{run['command']}`"] for run in [*report["failed"], *report["missing"]]]
+    if not lines:
+        return "None: every planned run is finished."
+    return table(["Method", "Budget", "Seed", "State", "Command"], lines, text=("State", "Command")) \
+        + "\n\n" + words.provenance(report["rows"], report)
+
+
+def past(report: Mapping) -> str:
+    lines = [[f"`{run['folder']}`", run["seed"], run["state"], percent(run["train_accuracy"]),
+              percent(run["test_accuracy"])] for run in report["past"]["runs"]]
+    return table(["Folder", "Seed", "State", "Train %", "Test %"], lines) \
+        + "\n\n" + words.provenance([report["past"]], report)
+
+
+def recommended(report: Mapping) -> str:
+    if report["blocked"]:
+        return report["blocked"]
+    head = (f"For `{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`, given these "
+            f"{words.count(len(report['past']['runs']), 'past run')}. Each follows from the tables above by its rule.")
+    if report["failed"]:
+        head += " Rows with a failed run are not considered."
+    return "\n".join([head, "", *(f"- {item['text']}\n  *Rule: {item['rule']}.*"
+                                  for item in report["recommendations"])])
+
+
+def opening(report: Mapping) -> str:
+    full = next((row for row in rows_of(report, "scratch") if row["budget"] == 1), None)
+    text = f"`{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`. "
+    text += "Full accuracy is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
+        else (f"Full accuracy is **{accuracy(full)} %**: scratch at budget 1, {report['past_epochs']:g} epochs, "
+              f"{words.count(full['seeds'], 'seed')}. ")
+    text += f"Past runs: {words.regime(report['past'])}. "
+    gaps = [f"{state}: {len(runs)}" for state, runs in (("missing", report["missing"]), ("failed", report["failed"]))
+            if runs]
+    if gaps:
+        text += f"**Planned runs {', '.join(gaps)}**, see [below](#missing-and-failed-runs). "
+    if len({item for row in report["rows"] for item in row["provenance"]["data"]}) > 1:
+        text += "**The new runs differ in their data fingerprint: comparisons between them are not valid.** "
+    return text + ("It recommends nothing, see [why](#recommendations)." if report["blocked"]
+                   else "What follows from it: [recommendations](#recommendations).")
+
+
+def markdown(report: Mapping) -> str:
+    """The whole of REPORT.md; the same report gives the same text."""
+    figures = "\n\n".join(f"![{name}](figures/{name}.png)\n\n{FIGURES[name]}" for name in report["figures"])
+    parts = [("Headline", headline(report)), ("Figures", figures or "No finished run to draw."),
+             ("Every row", "Differences are in points, paired by seed.\n\n" + every_row(report))]
+    parts += [(f"Cost to {GOALS[name]} ({percent(target)} %)",
+               cost_to(report, name)) for name, target in report["targets"].items() if target is not None]
+    if gains(report):
+        parts.append(("Gains of reloading final weights", "Nothing is new in this scenario, so these methods go on "
+                      "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
+                      + gains(report)))
+    parts += [("Cost of the past", "What the past runs cost themselves is not counted: they are there.\n\n"
+               + cost_of_past(report)), ("Recommendations", recommended(report)),
+              ("Missing and failed runs", absent(report)), ("Past runs", past(report)),
+              ("How the numbers are made", RULES)]
+    return "\n\n".join([f"# {report['study']}", opening(report), *(f"## {name}\n\n{body}" for name, body in parts)]) \
+        + "\n"

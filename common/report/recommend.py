@@ -1,0 +1,166 @@
+"""Recommendations: stated rules over the numbers of report.json, nothing else. Each carries its rule and its limits."""
+
+from collections.abc import Mapping, Sequence
+
+from common.report import words
+
+OTHER_REGIME = {"underfits": "memorize", "memorizes": "underfit"}
+
+
+def ranking(report: Mapping) -> list[Mapping]:
+    """Scores in the order of the headline: scratch, then by speed-up in FLOPs, then what is scored by paired gains."""
+    def key(score):
+        values = [score["targets"][name]["speed_up"]["flops"]["value"] or 0
+                  for name in ("full", "full-1")] if score["targets"] and score["method"] != "scratch" else []
+        return (score["method"] != "scratch", score["scored_by"] == "gain", [-value for value in values],
+                score["method"])
+
+    return sorted(report["scores"], key=key)
+
+
+def rows_of(report: Mapping, method: str) -> list[Mapping]:
+    return [row for row in report["rows"] if row["method"] == method]
+
+
+def blocked(plan: Mapping, report: Mapping) -> str | None:
+    """Why this study recommends nothing; None if it may."""
+    scratch = {row["budget"]: row for row in rows_of(report, "scratch")}
+    if not plan["recommend"]:
+        return "This study is a smoke test on easy data: it shows that the scripts run, and recommends nothing."
+    if report["missing"]:
+        return (f"The study is incomplete: {len(report['missing'])} of "
+                f"{len(plan['runs']) + len(plan['past'])} planned runs are missing. It recommends nothing.")
+    if 1 not in scratch or not scratch[1]["complete"]:
+        return "Scratch has no complete row at budget 1, so full accuracy is unknown. The study recommends nothing."
+    if scratch[1]["seeds"] < 2:
+        return "One seed gives no interval. The study recommends nothing."
+    return None
+
+
+def limits(report: Mapping, budgets: Sequence[float]) -> str:
+    """Where a recommendation stops holding."""
+    regime = report["past"]["regime"]
+    covered = " to ".join(words.budget(budget) for budget in sorted({min(budgets), max(budgets)}))
+    if regime is None:
+        return f"Measured at budget {covered}; the regime of the past runs is unknown."
+    return (f"Measured at budget {covered}, with past runs that {regime[:-1]}; "
+            f"nothing is said about runs that {OTHER_REGIME[regime]}.")
+
+
+def above(cell: Mapping, border: float) -> bool:
+    return cell["low"] is not None and cell["low"] > border
+
+
+def save_compute(report: Mapping, target: str, goal: str) -> dict:
+    candidates = [score for score in ranking(report) if score["targets"] and score["method"] != "scratch"]
+    cells = {score["method"]: score["targets"][target]["speed_up"] for score in candidates}
+    met = [score for score in candidates if above(cells[score["method"]]["flops"], 1)]
+    known = [score for score in candidates if cells[score["method"]]["flops"]["value"] is not None]
+    among = "that does not reload final weights " if report["scenario"] == "same" else ""
+    rule = (f"the method {among}with the largest speed-up by FLOPs to {goal}, among those whose interval lies above 1")
+    best = max(met or known, key=lambda score: cells[score["method"]]["flops"]["value"], default=None)
+    cell = cells[best["method"]] if best else None
+    found = {"kind": f"save compute, {target}", "rule": rule, "method": best["method"] if met else None,
+             "candidates": len(candidates)} | {
+             name: cell["flops"][name] if met else None for name in ("value", "low", "high")}
+    if not met:
+        text = f"No method meets the rule for {goal}."
+        if best:
+            text += f" Nearest: `{best['method']}`, {words.speed_up(cell['flops'])} times."
+        return found | {"text": text}
+    text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
+            f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
+    if not above(cell["seconds"], 1):
+        text += " By seconds the saving is not established."
+    free = next((score for score in met if not score["reused"]), None)
+    if not best["reused"]:
+        text += " It reuses nothing of the past."
+    elif free:
+        text += (f" Without any past run: `{free['method']}`, "
+                 f"{words.speed_up(cells[free['method']]['flops'])} times.")
+    text += f" The largest of {len(candidates)} methods: measure it again on fresh seeds before calling it best. "
+    return found | {"text": text + limits(report, best["budgets"])}
+
+
+def equal_flops_rows(report: Mapping, reload: bool | None = None) -> list[Mapping]:
+    """Complete rows with an accuracy over scratch at equal FLOPs; `reload` picks those that reuse final weights."""
+    gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
+    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained | {"scratch"}
+            and row["equal_flops"]["mean"] is not None and reload in (None, "weights" in row["reused"])]
+
+
+def at(row: Mapping, name: str) -> str:
+    return f"`{row['method']}` at budget {words.budget(row['budget'])}, {words.point_interval(row[name])} points"
+
+
+def largest(rows: Sequence[Mapping], name: str) -> list[Mapping]:
+    return sorted(rows, key=lambda row: -row[name]["mean"])
+
+
+def equal_flops(report: Mapping) -> dict:
+    rows = equal_flops_rows(report)
+    met = largest([row for row in rows if above(row["equal_flops"], 0)], "equal_flops")
+    rule = "the largest accuracy over scratch at equal FLOPs, among complete rows whose interval lies above 0"
+    found = {"kind": "accuracy at equal FLOPs", "rule": rule, "method": met[0]["method"] if met else None,
+             "budget": met[0]["budget"] if met else None, "candidates": len(rows)} | {
+             name: met[0]["equal_flops"][other] if met else None
+             for name, other in (("value", "mean"), ("low", "low"), ("high", "high"))}
+    if not met:
+        nearest = largest(rows, "equal_flops")[:1]
+        return found | {"text": "No method meets the rule for accuracy at equal FLOPs." + "".join(
+            f" Nearest: {at(row, 'equal_flops')}." for row in nearest)}
+    free = next((row for row in met if not row["reused"]), None)
+    text = f"For accuracy at equal FLOPs: **{at(met[0], 'equal_flops')}** over scratch."
+    if free is met[0]:
+        text += " It reuses nothing of the past."
+    elif free:
+        text += f" Without any past run: {at(free, 'equal_flops')}."
+    text += f" The largest of {len(rows)} rows: measure it again on fresh seeds before calling it best. "
+    return found | {"text": text + limits(report, [row["budget"] for row in rows if row["method"] == found["method"]])}
+
+
+def not_worth(report: Mapping) -> dict:
+    rows = [row for row in equal_flops_rows(report)
+            if row["equal_flops"]["high"] is not None and row["equal_flops"]["high"] < 0]
+    rule = "complete rows whose accuracy over scratch at equal FLOPs lies below 0 with its whole interval"
+    text = "Not worth it: " + "; ".join(at(row, "equal_flops") for row in rows) + ". " + limits(
+        report, [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
+    return {"kind": "not worth it", "rule": rule, "method": None, "text": text,
+            "rows": [{"method": row["method"], "budget": row["budget"]} for row in rows]}
+
+
+def reload_weights(report: Mapping) -> dict | None:
+    """None where no method of the study reloads final weights."""
+    gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
+    if gained:
+        name, than = "gain_over_scratch_2", "scratch at budget 2, which trains as long as both runs together"
+        rows = [row for row in report["rows"] if row["method"] in gained and row["complete"]
+                and row[name]["mean"] is not None]
+    else:
+        name, than = "equal_flops", "scratch at equal FLOPs"
+        rows = equal_flops_rows(report, reload=True)
+    if not rows:
+        return None
+    met = largest([row for row in rows if above(row[name], 0)], name)
+    rule = f"reload final weights only where the paired gain over {than}, lies above 0 with its whole interval"
+    rule = rule if gained else rule.replace("FLOPs,", "FLOPs")
+    found = {"kind": "reload weights", "rule": rule, "method": met[0]["method"] if met else None,
+             "budget": met[0]["budget"] if met else None, "candidates": len(rows),
+             "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
+    if not met:
+        return found | {"text": "Do not reload final weights: no row meets the rule. "
+                                f"Nearest: {at(largest(rows, name)[0], name)}. "
+                                + limits(report, [row["budget"] for row in rows])}
+    text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
+    plain = met[0].get("gain_over_warm_start")
+    if plain and plain["mean"] is not None:
+        text += f" The first gains {words.point_interval(plain)} points over plain `warm_start`" + (
+            "." if above(plain, 0) else ": no established difference.")
+    return found | {"text": f"{text} {limits(report, [row['budget'] for row in met])}"}
+
+
+def recommendations(report: Mapping) -> list[dict]:
+    found = [save_compute(report, "full", "full accuracy"),
+             save_compute(report, "full-1", "full accuracy − 1 point"),
+             equal_flops(report), not_worth(report), reload_weights(report)]
+    return [item for item in found if item]

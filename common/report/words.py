@@ -1,0 +1,103 @@
+"""How the report writes its numbers for a person: budgets, percentages, points, speed-ups, costs, provenance."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+REGIME_BORDER = 0.95  # train accuracy from which a run is said to memorize (DESIGN section 5)
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def budget(value: float) -> str:
+    """0.25 -> "1/4"; a share that is no simple fraction stays decimal."""
+    share = Fraction(value).limit_denominator(16)
+    return str(share) if abs(share - value) < 1e-6 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def point_interval(cell: Mapping) -> str:
+    """+1.2 [+0.4, +2.0], in points; the reason where there is no difference."""
+    if cell["mean"] is None:
+        return cell["reason"]
+    return f"{points(cell['mean'])} " + (
+        "[unknown]" if cell["low"] is None else f"[{points(cell['low'])}, {points(cell['high'])}]")
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits without an exponent: 0.0123, 1.23, 123, 12,300."""
+    if value is None:
+        return "unknown"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:#.3g}"
+
+
+def reading(cell: Mapping, scale: float = 1.0) -> str:
+    """A cost to a target accuracy."""
+    if cell["status"] == "reached":
+        return significant(cell["cost"] / scale)
+    if cell["status"] == "at most":
+        return f"at most {significant(cell['cost'] / scale)}"
+    return cell["status"]
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def speed_up(cell: Mapping) -> str:
+    """1.42 [1.20, 1.66]; "≥" where the smallest budget is above the target already."""
+    if cell["value"] is None:
+        return cell["status"]
+
+    def side(name):
+        value, status = cell[name], cell[f"{name}_status"]
+        return status if value is None else ("≥ " if status == "at most" else "") + times(value)
+
+    value = ("≥ " if cell["status"] == "at most" else "") + times(cell["value"])
+    return f"{value} [unknown]" if cell["low_status"] == "unknown" else f"{value} [{side('low')}, {side('high')}]"
+
+
+def count(number: int, noun: str) -> str:
+    """Counts in words, as in "given these five past runs"."""
+    word = NUMBERS[number] if number < len(NUMBERS) else str(number)
+    return f"{word} {noun}{'' if number == 1 else 's'}"
+
+
+def regime(past: Mapping) -> str:
+    """The past runs' train accuracy and what it means for a conclusion, as one clause."""
+    train = past["train_accuracy"]
+    if train["mean"] is None:
+        return "train accuracy of the past runs unknown, regime unknown"
+    verb = {"underfits": "underfit (below 95 %)", "memorizes": "memorize (at least 95 %)"}[past["regime"]]
+    return (f"train accuracy {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %): "
+            f"they {verb}")
+
+
+def distinct(values: Iterable) -> list:
+    """Each value once, in order of appearance."""
+    return list(dict.fromkeys(values))
+
+
+def provenance(rows: Sequence[Mapping], report: Mapping) -> str:
+    """The line under a table: where its numbers come from. Several values are listed where the runs differ."""
+    used = [row for row in rows if row["seeds"]]
+    past = f"Given {'this' if len(report['past']['runs']) == 1 else 'these'} " \
+           f"{count(len(report['past']['runs']), 'past run')}: {regime(report['past'])}."
+    if not used:
+        return f"<sub>No finished run. {past}</sub>"
+
+    def several(name):
+        return " and ".join(distinct(value for row in used for value in row["provenance"][name]))
+
+    seeds = " or ".join(str(n) for n in sorted({row["seeds"] for row in used}))
+    commits = distinct(value for row in used for value in row["provenance"]["commit"])
+    return (f"<sub>{several('device')}. {several('versions')}. Batch size {several('batch_size')}. "
+            f"Commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}. Seeds per row: {seeds}. {past}</sub>")

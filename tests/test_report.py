@@ -1,0 +1,480 @@
+"""The report on runs written by hand, against numbers worked out by hand in the comments."""
+import json
+import math
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from common.files import Refused
+from common.report import main, read_study, scores, write_report
+from common.report.aggregate import aggregate
+
+# two-sided 95 % quantiles of Student's t from the usual table
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 6: 2.447}
+
+
+def add(study: Path, method: str, budget: float, seed: int, accuracy: float | None, *, tag="", flops=100.0,
+        seconds=50.0, preparation=(0.0, 0.0), reused=(), start=0.01, bytes_kept=0, commit="a" * 40, dirty=False,
+        failed=None):
+    """Plans a run; writes it too, unless accuracy is None. flops and seconds are training's, at budget 1."""
+    path = study / "plan.json"
+    plan = json.loads(path.read_text()) if path.exists() else {
+        "study": "tiny", "task": "cifar100", "model": "resnet8", "scenario": "same", "past_epochs": 8,
+        "recommend": True, "past": [], "runs": []}
+    label = f"{method}-{tag}" if tag else method
+    run = {"method": method, "tag": tag, "budget": budget, "seed": seed,
+           "folder": f"{label}/e{8 * budget:g}/seed{seed}",
+           "command": f"python methods/{method}.py --epochs {8 * budget:g} --seed {seed}"}
+    if method == "past":
+        run = {"seed": seed, "folder": f"past/seed{seed}", "command": f"python baselines/scratch.py --seed {seed}"}
+    plan["past" if method == "past" else "runs"].append(run)
+    study.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan))
+    folder = study / run["folder"]
+    if failed:
+        folder.mkdir(parents=True)
+        (folder / "failed.json").write_text(json.dumps({"exit_code": 1, "message": failed}))
+    if accuracy is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    steps, (prep_flops, prep_seconds) = int(400 * budget), preparation
+    (folder / "config.json").write_text(json.dumps({
+        "method": method, "args": {"batch_size": 128}, "commit": commit, "dirty": dirty, "versions": {"torch": "2.9"},
+        "device": {"type": "cpu", "name": "Abacus", "threads": 1}, "data": {"fingerprint": "f00"}, "past": []}))
+    rows = [{"epoch": 0, "seconds": prep_seconds, "flops": prep_flops, "test/accuracy": start},
+            {"epoch": 1, "seconds": prep_seconds + seconds * budget, "flops": prep_flops + flops * budget,
+             "test/accuracy": accuracy}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text(json.dumps({
+        "method": method, "tag": tag, "epochs": 8 * budget, "seed": seed, "steps": steps, "examples": 128 * steps,
+        "test": {"accuracy": accuracy, "loss": math.nan}, "train": {"correct": 0.45},
+        "seconds": {"counted": prep_seconds + seconds * budget, "preparation": prep_seconds},
+        "flops": {"training": flops * budget, "preparation": prep_flops}, "reused": list(reused),
+        "past_bytes": bytes_kept, "parameters": 78042}))
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Figures take most of a second, so only tests that look at them draw."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("common.report.draw", lambda report, curves, folder: [])
+
+
+@pytest.fixture
+def drawn():
+    """Asks for real figures."""
+
+
+def fill(study: Path, method: str, curve: dict[float, list[float]], **options):
+    for budget, values in curve.items():
+        for seed, accuracy in enumerate(values):
+            add(study, method, budget, seed, accuracy, **options)
+
+
+def change_plan(study: Path, **values):
+    path = study / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+SCRATCH = {0.25: [0.29, 0.31], 0.5: [0.39, 0.41], 1: [0.49, 0.51], 2: [0.59, 0.61]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Scratch at .30 .40 .50 .60 over 25, 50, 100, 200 FLOPs, two seeds .01 to both sides; two past runs."""
+    folder = tmp_path / "tiny"
+    for seed, train in ((100, 0.45), (101, 0.45)):
+        add(folder, "past", 1, seed, train)
+    fill(folder, "scratch", SCRATCH)
+    return folder
+
+
+def row(report, method, budget):
+    return next(r for r in report["rows"] if (r["method"], r["budget"]) == (method, budget))
+
+
+def score(report, method):
+    return next(s for s in report["scores"] if s["method"] == method)
+
+
+def run(study):
+    write_report(study)
+    return json.loads((study / "report.json").read_text())
+
+
+# arithmetic
+
+def test_monotone_curve_is_flat_where_it_falls_and_remembers_the_point():
+    assert scores.monotone([(4, 0.25), (2, 0.3), (8, 0.4)]) == [(2, 0.3, 1), (4, 0.3, 1), (8, 0.4, 2)]
+
+
+def test_cost_is_interpolated_linear_in_log_cost():
+    curve = [(100, 0.5), (25, 0.3), (50, 0.4)]
+    assert scores.cost_at(curve, 0.35) == ("reached", pytest.approx(25 * math.sqrt(2)))  # half of the way from 25 to 50
+    assert scores.cost_at(curve, 0.425) == ("reached", pytest.approx(50 * 2**0.25))      # a quarter from 50 to 100
+    assert scores.cost_at(curve, 0.4) == ("reached", 50)
+    assert scores.cost_at(curve, 0.3) == ("reached", 25)
+    # flat from 2 to 4, then .3 to .4 from 4 to 8: .35 lies half of the way there
+    assert scores.cost_at([(2, 0.3), (4, 0.25), (8, 0.4)], 0.35) == ("reached", pytest.approx(4 * math.sqrt(2)))
+
+
+def test_cost_is_never_extrapolated():
+    curve = [(25, 0.3), (50, 0.4)]
+    assert scores.cost_at(curve, 0.41) == ("not reached", None)
+    assert scores.cost_at(curve, 0.29) == ("at most", 25)
+    assert scores.cost_at(curve, 0.35, start=0.35) == ("starts there", None)
+    assert scores.cost_at(curve, 0.35, start=0.34).status == "reached"
+    assert scores.cost_at([], 0.3).status == scores.cost_at(curve, None).status == "unknown"
+    points = [(25, {0: 0.3}), (50, {0: 0.4})]
+    assert scores.equal_cost(24.9, points) is None and scores.equal_cost(50.1, points) is None
+    assert scores.equal_cost(25, points) == {0: 0.3} and scores.equal_cost(50, points) == {0: 0.4}
+
+
+def test_scratch_at_equal_cost_is_read_by_seed_with_the_weights_of_the_mean_curve():
+    # 50 FLOPs lie half of the way (in logs) from 25 to 100: each seed's mean of its two runs
+    points = [(25, {0: 0.29, 1: 0.31}), (100, {0: 0.51, 1: 0.49})]
+    assert scores.equal_cost(50, points) == {0: pytest.approx(0.40), 1: pytest.approx(0.40)}
+    # the mean falls from .35 to .30, so the first point speaks for the second, also where a seed alone would not
+    assert scores.equal_cost(100, [(25, {0: 0.3, 1: 0.4}), (100, {0: 0.35, 1: 0.25})]) == {0: 0.3, 1: 0.4}
+
+
+def test_pooled_interval_by_hand():
+    # squares around the means: (.01² + .01²) + (.02² + 0 + .02²) = .001 over (1 + 2) degrees: sd = .018257
+    groups = [{0: 0.1, 1: 0.12}, {0: 0.2, 1: 0.22, 2: 0.24}]
+    sd, freedom = scores.pooled_sd(groups)
+    assert freedom == 3 and sd == pytest.approx(math.sqrt(0.001 / 3))
+    assert scores.half_width(sd, freedom, 3) == pytest.approx(T[3] * math.sqrt(0.001 / 3 / 3), rel=1e-3)
+    # a single seed beside them borrows their sd; single seeds alone leave it unknown, not 0
+    assert scores.pooled_sd([*groups, {0: 0.9}]) == (sd, 3)
+    assert scores.pooled_sd([{0: 0.1}, {0: 0.2}]) == (None, 0)
+    assert scores.half_width(None, 0, 1) is None
+
+
+def test_paired_difference_uses_the_seeds_that_both_have():
+    assert scores.paired({0: 0.5, 1: 0.6, 7: 0.9}, {1: 0.5, 0: 0.2, 2: 0}) == {0: 0.3, 1: pytest.approx(0.1)}
+
+
+def test_speed_up_interval_moves_the_curve():
+    curve, base = [(50, 0.4), (100, 0.6)], scores.Reading("reached", 100)
+    # target .5: half of the way, 70.7. Moved down by .05: .35 to .55, three quarters; up: .45 to .65, one quarter
+    found = scores.speed_up(base, curve, [0.05, 0.05], 0.5)
+    assert (found.low, found.value, found.high) == tuple(pytest.approx(2**power) for power in (0.25, 0.5, 0.75))
+    # half-widths of .1: down .3 to .5 gets there at 100 (1); up starts at .5 with 50 (2). Of .11: neither is closed
+    assert scores.speed_up(base, curve, [0.1, 0.1], 0.5)[2:] == (
+        pytest.approx(1), "reached", pytest.approx(2), "reached")
+    assert scores.speed_up(base, curve, [0.11, 0.11], 0.5)[2:] == (None, "not reached", 2, "at most")
+    assert scores.speed_up(base, curve, [0.1, None], 0.5)[2:] == (None, "unknown", None, "unknown")
+    assert scores.speed_up(base, curve, [0.3, 0.3], 0.7)[:2] == ("not reached", None)
+    assert scores.speed_up(base, curve, [0, 0], 0.3)[:2] == ("at most", 2)
+    assert scores.speed_up(scores.Reading("not reached"), curve, [0, 0], 0.5)[:2] == ("unknown", None)
+
+
+def test_cost_columns():
+    assert scores.cost_columns(100, 20) == {"marginal": 100, "with_preparation": 120, "amortized": {"1": 120, "5": 104}}
+
+
+# the report
+
+def test_full_accuracy_and_rows(study):
+    fill(study, "kd", {0.5: [0.44, 0.46], 1: [0.54, 0.56]}, flops=120, preparation=(10, 5), reused=["model"],
+         bytes_kept=7)
+    report = run(study)
+    assert report["full_accuracy"] == pytest.approx(0.5)
+    one = row(report, "kd", 0.5)
+    # every group has squares of 2 * .01²: pooled over two budgets .0004 / 2 = .01414², half t(2) * .01414 / sqrt 2
+    assert (one["low"], one["high"]) == (pytest.approx(0.45 - T[2] * 0.01, abs=1e-5),
+                                         pytest.approx(0.45 + T[2] * 0.01, abs=1e-5))
+    scratch = row(report, "scratch", 1)                       # over four budgets: t(4)
+    assert scratch["high"] - scratch["mean"] == pytest.approx(T[4] * 0.01, abs=1e-5)
+    assert (one["seeds"], one["planned"], one["values"], one["steps"]) == (2, 2, {"0": 0.44, "1": 0.46}, 200)
+    assert (one["flops"], one["seconds"], one["past_bytes"], one["train_accuracy"]) == (70, 30, 7, 0.45)
+    assert one["cost"]["flops"] == {"marginal": 60, "with_preparation": 70, "amortized": {"1": 70, "5": 62}}
+    assert one["cost"]["seconds"] == {"marginal": 25, "with_preparation": 30, "amortized": {"1": 30, "5": 26}}
+    # both seeds gain .05 at both budgets: paired, the interval is a point, although the means vary
+    assert one["difference"]["mean"] == pytest.approx(0.05) and one["difference"]["half"] == pytest.approx(0, abs=1e-9)
+    # a step costs 1.2 of scratch's FLOPs; preparation is left out
+    assert score(report, "kd")["step_cost"] == {"budget": 1, "flops": pytest.approx(1.2), "seconds": pytest.approx(1)}
+
+
+def test_difference_at_equal_flops(study):
+    # kd at budget 1/2 costs 100 FLOPs, where scratch has .49 and .51: +.03 and +.05; at 1 it costs 200: +.02 and +.02.
+    # squares .0002 + 0 over 2 degrees: sd .01, half-width t(2) * .01 / sqrt 2
+    fill(study, "kd", {0.5: [0.52, 0.56], 1: [0.61, 0.63]}, flops=200)
+    # wild costs 400 FLOPs, cheap 10: outside of scratch's budgets, nothing is said
+    fill(study, "wild", {0.25: [0.5, 0.5], 1: [0.5, 0.5]}, flops=400)
+    fill(study, "cheap", {0.25: [0.2, 0.2]}, flops=40)
+    report = run(study)
+    cell = row(report, "kd", 0.5)["equal_flops"]
+    assert cell["values"] == {"0": pytest.approx(0.03), "1": pytest.approx(0.05)}
+    assert cell["low"] == pytest.approx(0.04 - T[2] * 0.01 / math.sqrt(2), abs=1e-5)
+    assert row(report, "wild", 1)["equal_flops"]["mean"] is None
+    assert row(report, "wild", 1)["equal_flops"]["reason"] == "beyond scratch's budgets"
+    assert row(report, "cheap", 0.25)["equal_flops"]["reason"] == "below scratch's budgets"
+    assert row(report, "kd", 0.5)["equal_seconds"]["mean"] == pytest.approx(0.14)  # equal seconds is equal budget here
+
+
+def test_costs_and_speed_ups(study):
+    fill(study, "fast", {0.25: [0.39, 0.41], 0.5: [0.49, 0.51], 1: [0.59, 0.61]}, seconds=100)
+    fill(study, "slow", {0.5: [0.38, 0.4], 1: [0.47, 0.49]})
+    fill(study, "above", {0.5: [0.54, 0.56]}, start=0.5)                    # by chance: it reuses no weights
+    report = run(study)
+    assert list(report["targets"]) == ["full", "full-1", "full+1"]          # scratch has .60 at budget 2
+    full = score(report, "fast")["targets"]["full"]
+    assert full["cost"]["flops"] == {"status": "reached", "cost": pytest.approx(50)}
+    assert full["speed_up"]["flops"]["value"] == pytest.approx(2)
+    assert full["speed_up"]["seconds"]["value"] == pytest.approx(1)         # its seconds are twice scratch's
+    assert full["speed_up"]["steps"]["value"] == pytest.approx(2)
+    # .49: scratch is nine tenths of the way from 50 to 100, fast nine tenths from 25 to 50
+    near = score(report, "scratch")["targets"]["full-1"]["cost"]["flops"]
+    assert near["cost"] == pytest.approx(50 * 2**0.9)
+    assert score(report, "fast")["targets"]["full-1"]["cost"]["flops"]["cost"] == pytest.approx(25 * 2**0.9)
+    assert score(report, "slow")["targets"]["full"]["cost"]["flops"] == {"status": "not reached", "cost": None}
+    assert score(report, "above")["targets"]["full"]["cost"]["flops"] == {"status": "at most", "cost": 50}
+    text = (study / "REPORT.md").read_text()
+    assert "| `slow` | not reached |" in text and "≥ 2.00 [" in text
+
+
+def test_scratch_costs_budget_1_to_full_accuracy_by_definition(study, tmp_path):
+    odd = tmp_path / "odd"
+    fill(odd, "scratch", {0.5: [0.55, 0.57], 1: [0.49, 0.51]})              # a smaller budget happens to be better
+    fill(odd, "kd", {0.5: [0.49, 0.51]})
+    report = run(odd)
+    assert score(report, "scratch")["targets"]["full"]["cost"]["flops"] == {"status": "reached", "cost": 100}
+    assert score(report, "kd")["targets"]["full"]["speed_up"]["flops"]["value"] == pytest.approx(2)
+    assert "full+1" not in report["targets"]                                # there is no budget 2
+
+
+def test_a_point_more_only_where_scratch_at_budget_2_gets_there(tmp_path):
+    fill(tmp_path, "scratch", {1: [0.49, 0.51], 2: [0.495, 0.515]})
+    assert list(run(tmp_path)["targets"]) == ["full", "full-1"]
+
+
+def test_reloaded_weights_are_scored_by_gains_where_nothing_is_new(study):
+    # seed by seed .02 and .04 above warm_start; -.03 and -.03, then +.01 and +.01 against scratch at budget 2
+    fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"], start=0.5)
+    fill(study, "shrink", {0.5: [0.56, 0.58], 1: [0.60, 0.62]}, reused=["weights"], start=0.5)
+    report = run(study)
+    half, one = row(report, "shrink", 0.5), row(report, "shrink", 1)
+    assert half["gain_over_warm_start"]["mean"] == pytest.approx(0.03)
+    assert half["gain_over_scratch_2"]["values"] == {"0": pytest.approx(-0.03), "1": pytest.approx(-0.03)}
+    assert one["gain_over_scratch_2"]["mean"] == pytest.approx(0.01)
+    assert one["gain_over_warm_start"]["reason"] == "no warm_start at this budget"
+    assert score(report, "shrink")["targets"] is None
+    kinds = {item["kind"]: item for item in report["recommendations"]}
+    assert kinds["reload weights"]["rows"] == [{"method": "shrink", "budget": 1}]
+    assert kinds["save compute, full"]["method"] is kinds["accuracy at equal FLOPs"]["method"] is None
+    change_plan(study, scenario="grow")                                     # new data: they are methods like any other
+    report = run(study)
+    assert "gain_over_warm_start" not in row(report, "shrink", 0.5)
+    assert score(report, "shrink")["targets"]["full"]["cost"]["flops"]["status"] == "starts there"
+    assert "starts there" in (study / "REPORT.md").read_text()
+
+
+def test_missing_and_failed_runs_are_rows_and_never_averaged_away(study):
+    add(study, "kd", 0.5, 0, 0.6)
+    add(study, "kd", 0.5, 1, None, failed="RuntimeError: loss | is nan")
+    add(study, "kd", 1, 0, 0.7)
+    add(study, "kd", 1, 1, 0.7)
+    report = run(study)
+    one = row(report, "kd", 0.5)
+    assert (one["seeds"], one["planned"], one["complete"], one["mean"]) == (1, 2, False, 0.6)
+    assert report["failed"] == [{"method": "kd", "tag": "", "budget": 0.5, "seed": 1, "folder": "kd/e4/seed1",
+                                 "command": "python methods/kd.py --epochs 4 --seed 1", "state": "failed",
+                                 "exit_code": 1, "message": "RuntimeError: loss | is nan"}]
+    # .60 at budget 1/2 would be "at most 50"; only the complete row counts, so it is "at most 100"
+    assert score(report, "kd")["targets"]["full"]["cost"]["flops"] == {"status": "at most", "cost": 100}
+    assert report["blocked"] is None
+    assert all(item["method"] != "kd" or item.get("budget") != 0.5 for item in report["recommendations"])
+    text = (study / "REPORT.md").read_text()
+    assert r"| failed with exit code 1: RuntimeError: loss \| is nan | `python methods/kd.py" in text
+    assert "| `kd` | 1/2 | 1/2 |" in text
+    add(study, "ema", 1, 0, None)
+    report = run(study)
+    assert [r["command"] for r in report["missing"]] == ["python methods/ema.py --epochs 8 --seed 0"]
+    assert row(report, "ema", 1)["mean"] is None and "not started" in (study / "REPORT.md").read_text()
+    assert report["recommendations"] == [] and "1 of 15 planned runs are missing" in report["blocked"]
+
+
+def test_a_retried_run_that_finished_is_not_failed(study):
+    add(study, "kd", 1, 0, 0.6, failed="killed")
+    assert run(study)["failed"] == []
+
+
+def test_accuracy_that_is_no_number_is_a_failed_run(study):
+    add(study, "kd", 1, 0, math.nan)
+    report = run(study)
+    assert report["failed"][0]["message"] == "finished, but its test accuracy is not a number"
+    assert row(report, "kd", 1)["mean"] is None and "NaN" not in (study / "report.json").read_text()
+
+
+def test_unequal_seeds(study):
+    # scratch has seeds 0 and 1, kd 1, 2 and 3: only seed 1 is paired, at two budgets, so its interval is unknown
+    for budget, values in ((0.5, (0.41, 0.43, 0.45)), (1, (0.55, 0.57, 0.59))):
+        for seed, accuracy in enumerate(values, start=1):
+            add(study, "kd", budget, seed, accuracy)
+    cell = row(run(study), "kd", 0.5)["difference"]
+    assert cell["values"] == {"1": pytest.approx(0.0)} and cell["seeds"] == 1
+    assert cell["low"] is cell["high"] is cell["half"] is None
+    assert "+0.0 [unknown]" in (study / "REPORT.md").read_text()
+    for seed in (0, 1):
+        add(study, "ema", 0.125, seed, 0.2)
+        add(study, "ema", 0.5, seed, 0.4 + seed / 10)
+    one = row(run(study), "ema", 0.125)["difference"]         # no scratch there, but the other budget's half-width
+    assert one["mean"] is None and one["reason"] == "no scratch at this budget" and one["half"] > 0
+
+
+def test_single_seed_leaves_intervals_unknown_and_recommends_nothing(tmp_path, drawn):
+    fill(tmp_path, "scratch", {0.5: [0.4], 1: [0.5]})
+    fill(tmp_path, "kd", {0.5: [0.6], 1: [0.7]})
+    report = run(tmp_path)
+    assert all(r["low"] is r["high"] is None for r in report["rows"])
+    assert score(report, "kd")["targets"]["full"]["speed_up"]["flops"]["low"] is None
+    assert report["recommendations"] == [] and report["blocked"].startswith("One seed gives no interval")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "≥ 2.00 [unknown]" in text and "One seed gives no interval" in text and "± 0.0" not in text
+
+
+def test_without_scratch(tmp_path, drawn):
+    fill(tmp_path, "kd", {0.5: [0.6, 0.61], 1: [0.7, 0.71]})
+    report = run(tmp_path)
+    assert report["full_accuracy"] is None and report["recommendations"] == []
+    assert row(report, "kd", 1)["difference"]["reason"] == "no scratch at this budget"
+    assert score(report, "kd")["targets"]["full"]["speed_up"]["flops"]["value"] is None
+    assert "full accuracy is unknown" in (tmp_path / "REPORT.md").read_text().lower()
+
+
+def test_incomplete_scratch_gives_no_full_accuracy(tmp_path):
+    fill(tmp_path, "scratch", {0.5: [0.4, 0.42], 1: [0.5]})
+    add(tmp_path, "scratch", 1, 1, None, failed="killed")
+    report = run(tmp_path)
+    assert report["full_accuracy"] is None and "no complete row at budget 1" in report["blocked"]
+    # 75 FLOPs lie between the two budgets, but the upper row is incomplete, so no curve goes there
+    fill(tmp_path, "kd", {0.5: [0.5, 0.52]}, flops=150)
+    assert row(run(tmp_path), "kd", 0.5)["equal_flops"]["reason"] == "beyond scratch's budgets"
+
+
+def test_nothing_finished_lists_everything(tmp_path, drawn):
+    for method in ("past", "scratch", "kd"):
+        add(tmp_path, method, 1, 0, None)
+    report = run(tmp_path)
+    assert [r["method"] for r in report["missing"]] == ["past run", "scratch", "kd"] and report["figures"] == []
+    text = (tmp_path / "REPORT.md").read_text()
+    assert text.count("| not started |") == 4 and "3 of 3 planned runs are missing" in text  # the past run's table too
+
+
+def numbers(value, found):
+    """Every number in report.json as the report would print it: as it is, in points and with two decimals."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            numbers(item, found)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        found |= {f"{value:g}", f"{value:.2f}", f"{abs(100 * value):.1f}"}
+    return found
+
+
+def recommend_study(study):
+    fill(study, "fast", {0.25: [0.39, 0.415], 0.5: [0.49, 0.51], 1: [0.59, 0.612]}, reused=["model"])
+    fill(study, "faster", {0.25: [0.41, 0.435], 0.5: [0.51, 0.53], 1: [0.61, 0.632]}, reused=["model"])
+    fill(study, "free", {0.5: [0.43, 0.45], 1: [0.53, 0.551]})
+    fill(study, "bad", {0.5: [0.3, 0.32], 1: [0.4, 0.421]}, reused=["examples"])
+    fill(study, "noisy", {0.5: [0.3, 0.95], 1: [0.9, 0.3]})
+    return run(study)
+
+
+def test_recommendations_follow_their_rules(study):
+    report = recommend_study(study)
+    kinds = {item["kind"]: item for item in report["recommendations"]}
+    assert kinds["save compute, full"]["method"] == "faster" and kinds["save compute, full"]["low"] > 1
+    assert kinds["accuracy at equal FLOPs"]["method"] == "faster"           # noisy's mean at 1/2 is larger
+    assert {r["method"] for r in kinds["not worth it"]["rows"]} == {"bad"}
+    assert "reload weights" not in kinds                                    # nothing here reloads weights
+    text = kinds["save compute, full"]["text"]
+    assert "past runs that underfit" in text and "runs that memorize" in text and "budget 1/4 to 1" in text
+    assert "Without any past run: `free`" in text
+
+
+def test_every_number_of_the_recommendations_is_in_report_json(study):
+    report = recommend_study(study)
+    section = (study / "REPORT.md").read_text().split("## Recommendations")[1].split("\n## ")[0]
+    for item in report["recommendations"]:
+        assert item["text"] in section and item["rule"] in section
+    known = numbers({key: value for key, value in report.items() if key != "recommendations"}, set())
+    spoken = re.findall(r"\d+\.\d+", section)
+    assert len(spoken) > 15 and set(spoken) <= known
+
+
+def test_no_method_meets_a_rule_is_said(study):
+    fill(study, "noisy", {0.5: [0.3, 0.5], 1: [0.6, 0.4]})
+    text = " ".join(item["text"] for item in run(study)["recommendations"])
+    assert "No method meets the rule for full accuracy." in text
+    assert "No method meets the rule for accuracy at equal FLOPs. Nearest: `noisy`" in text
+    assert "No method is established as not worth it." in text
+    fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"])      # .05 and .07 below scratch at budget 2
+    text = " ".join(item["text"] for item in run(study)["recommendations"])
+    assert "Do not reload final weights: no row meets the rule. Nearest: `warm_start` at budget 1/2, −6.0 [" in text
+
+
+def test_demo_recommends_nothing(study):
+    recommend_study(study)
+    change_plan(study, recommend=False)
+    assert run(study)["recommendations"] == []
+    assert "smoke test on easy data" in (study / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize("train, verb, regime", [(0.949, "underfit (below 95 %)", "underfits"),
+                                                 (0.95, "memorize (at least 95 %)", "memorizes")])
+def test_regime_and_provenance_stand_under_every_table(tmp_path, train, verb, regime):
+    add(tmp_path, "past", 1, 100, 0.4)
+    path = tmp_path / "past/seed100/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"train": {"correct": train}}))
+    fill(tmp_path, "scratch", {1: [0.5, 0.52]})
+    fill(tmp_path, "kd", {1: [0.5, 0.52]}, commit="b" * 40, dirty=True)
+    assert run(tmp_path)["past"]["regime"] == regime
+    text = (tmp_path / "REPORT.md").read_text()
+    tables = len(re.findall(r"^\|:--", text, re.M))
+    lines = re.findall(r"^<sub>.*</sub>$", text, re.M)
+    assert tables == len(lines) > 5 and all("this one past run" in line and verb in line for line in lines)
+    assert "Abacus (cpu, 1 thread). torch 2.9. Batch size 128. Commits aaaaaaaaaa and bbbbbbbbbb (dirty" in lines[0]
+    assert "Seeds per row: 2" in lines[0]
+
+
+def test_same_runs_same_bytes_and_figures(study, drawn):
+    recommend_study(study)
+    names = ["REPORT.md", "report.json", *(f"figures/{name}.png" for name in (
+        "tradeoff", "accuracy_over_cost", "speedup", "step_cost"))]
+    before = {name: (study / name).read_bytes() for name in names}
+    run(study)
+    assert before == {name: (study / name).read_bytes() for name in names}
+    for name in names[2:]:
+        width, height = struct.unpack(">II", before[name][16:24])           # of the PNG's header
+        assert f"({name})" in before["REPORT.md"].decode() and len(before[name]) < 100_000 and width > height > 250
+    assert str(study) not in before["REPORT.md"].decode() + before["report.json"].decode()
+
+
+def test_tags_make_methods_of_their_own(study):
+    fill(study, "kd", {1: [0.5, 0.52]})
+    fill(study, "kd", {1: [0.6, 0.62]}, tag="sample")
+    report = aggregate(read_study(study))
+    assert row(report, "kd", 1)["mean"] == pytest.approx(0.51)
+    assert row(report, "kd-sample", 1)["mean"] == pytest.approx(0.61)
+
+
+def test_folder_without_plan_gets_one_sentence(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert main(["--tensorboard", str(tmp_path)]) == 2
+
+
+def test_damaged_run_is_named(study):
+    (study / "scratch/e8/seed0/summary.json").write_text("{")
+    with pytest.raises(Refused, match="scratch/e8/seed0/summary.json is damaged"):
+        write_report(study)
+
+
+def test_tensorboard_rebuilds_every_run(study, monkeypatch, capsys):
+    rebuilt = []
+    monkeypatch.setattr("common.log.rebuild_tensorboard", rebuilt.append)
+    assert main(["--tensorboard", str(study)]) == 0
+    assert len(rebuilt) == 10 and study / "past/seed100" in rebuilt and not (study / "REPORT.md").exists()
