@@ -65,7 +65,7 @@ def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -
 
 
 THREE = (0, 1, 2)
-MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 2e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}    # chosen by cifar100-mini-tuning
+MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}    # chosen by cifar100-mini-tuning
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 
 
