@@ -236,13 +236,8 @@ def main(argv: list[str] | None = None) -> None:
         queue.make(runs)
         if queue.stopping:
             raise SystemExit(128 + queue.stopping)
-    if chosen["tuning"]:
-        from common.report.tuning import write_table
-        write_table(root, chosen)
-    else:
-        from common.report import write_report
-        write_report(root)
-        print(f"wrote {root / 'REPORT.md'}")
+    from common.report import write_report                    # matplotlib is not needed before
+    print(f"wrote {write_report(root)}")
     if queue.failed:
         print(f"{len(queue.failed)} of {len(everything)} runs failed:", *queue.failed, sep="\n    ", file=sys.stderr)
         raise SystemExit(1)

@@ -6,6 +6,7 @@ import pytest
 from conftest import SCRIPTS
 
 from common import study
+from common.report import write_report
 from common.study import Runs, Study, plan, studies
 
 
@@ -68,3 +69,24 @@ def test_plans_match_the_contract():
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
     demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
     assert demo == {script.split("/")[1] for script in SCRIPTS}
+
+
+def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
+    def run(lr, accuracy):
+        folder = f"scratch/{lr}"
+        if accuracy is not None:
+            (tmp_path / folder).mkdir(parents=True)
+            summary = {"test": {"accuracy": accuracy, "loss": 2.0}, "train": {"correct": 0.4}}
+            config = {"commit": "1" * 40, "dirty": False, "versions": {"torch": "2.15"}, "device": {"name": "a CPU", "threads": 1}}
+            (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
+            (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        return {"budget": 0.5, "seed": 0, "folder": folder,
+                "command": f"python baselines/scratch.py --lr {lr} --weight-decay 0.0002"}
+    made = {"study": "x-tuning", "task": "cifar100", "model": "resnet8", "past_epochs": 8, "tuning": True, "past": [],
+            "runs": [run(0.8, 0.414), run(0.4, 0.397), run(1.6, None)]}
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    text = write_report(tmp_path).read_text()
+    assert "## Budget 0.5 (4 epochs)" in text and "| 0.8 | 0.0002 | **41.40** | 2.000 | 40.0 |" in text
+    assert "| 0.4 | 0.0002 | 39.70 |" in text and "| 1.6 | 0.0002 | not finished | | |" in text
+    assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), torch 2.15, commit 1111111111" in text
+    assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]

@@ -16,6 +16,7 @@ from common.report.aggregate import aggregate
 from common.report.figures import draw
 from common.report.markdown import markdown
 from common.report.scores import mean
+from common.report.tuning import write_table
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -79,14 +80,17 @@ def learning_curves(study: Mapping) -> dict[str, dict]:
     return curves
 
 
-def write_report(folder: Path) -> dict:
-    """Writes the report of the study in `folder` and returns what report.json holds."""
+def write_report(folder: Path) -> Path:
+    """Writes REPORT.md, report.json and figures/ of the study in `folder`, or a tuning study's table; returns its path."""
+    plan = read_json(folder / "plan.json")
+    if plan.get("tuning"):
+        return write_table(folder, plan)
     study = read_study(folder)
     report = aggregate(study)
     report["figures"] = draw(report, learning_curves(study), folder / "figures")
     write_json(folder / "report.json", report)
     write_atomic(folder / "REPORT.md", markdown(report))
-    return report
+    return folder / "REPORT.md"
 
 
 def rebuild(folder: Path) -> int:
@@ -113,7 +117,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.folder} is no study: it has no plan.json. Run `run_all.sh STUDY` first, or name a folder like "
               "results/cifar100-mini.", file=sys.stderr)
         return 2
-    report = write_report(args.folder)
-    print(f"{args.folder / 'REPORT.md'}: {len(report['rows'])} rows, {len(report['missing'])} runs missing, "
-          f"{len(report['failed'])} failed, {len(report['recommendations'])} recommendations")
+    print(f"wrote {write_report(args.folder)}")
     return 0

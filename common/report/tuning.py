@@ -4,7 +4,7 @@ from pathlib import Path
 from common.files import read_json, write_atomic, write_json
 
 
-def write_table(root: Path, plan: dict) -> None:
+def write_table(root: Path, plan: dict) -> Path:
     """TUNING.md and tuning.json in `root`, from its finished runs; unfinished ones are rows without a score."""
     rows = []
     for run in plan["runs"]:
@@ -24,7 +24,7 @@ def write_table(root: Path, plan: dict) -> None:
     write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
                                       "past_epochs": plan["past_epochs"], "rows": rows})
     write_atomic(root / "TUNING.md", markdown(plan, rows))
-    print(f"wrote {root / 'TUNING.md'}")
+    return root / "TUNING.md"
 
 
 def markdown(plan: dict, rows: list[dict]) -> str:
