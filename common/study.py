@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         queue.make(runs)
         if queue.stopping:
             raise SystemExit(128 + queue.stopping)
-    from common.report import write_report                    # matplotlib is not needed before
+    from common.report import write_report  # matplotlib is not needed before
     print(f"wrote {write_report(root)}")
     if queue.failed:
         print(f"{len(queue.failed)} of {len(everything)} runs failed:", *queue.failed, sep="\n    ", file=sys.stderr)
