@@ -87,7 +87,7 @@ class Run:
             print(f"{self.folder} is finished already ({', '.join(f'test {k} {v:.4g}' for k, v in score.items())}): delete it "
                   "to run it again.")
             raise SystemExit(0)
-        return old
+        return old if (self.folder / "last.pt").exists() else config            # else it is made anew, by this code
 
     def past(self, data: Data) -> list[PastRun]:
         """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, and wraps around."""

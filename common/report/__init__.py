@@ -14,7 +14,7 @@ from pathlib import Path
 from common.files import read_json, write_atomic, write_json
 from common.report.aggregate import aggregate
 from common.report.figures import draw
-from common.report.markdown import markdown
+from common.report.markdown import markdown, summary
 from common.report.scores import mean
 from common.report.tuning import write_table
 
@@ -93,6 +93,16 @@ def write_report(folder: Path) -> Path:
     return folder / "REPORT.md"
 
 
+def write_readme(folder: Path, readme: Path) -> None:
+    """Puts the study's summary table and first figure between the README's `<!-- result -->` lines."""
+    mark = "<!-- result -->\n"
+    before, _, after = readme.read_text().split(mark)
+    where = folder.as_posix()
+    block = f"{summary(read_json(folder / 'report.json'))} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
+        f"![Test accuracy over budget]({where}/figures/tradeoff.png)\n"
+    write_atomic(readme, before + mark + block + mark + after)
+
+
 def rebuild(folder: Path) -> int:
     """Rebuilds tb/ of every run below `folder`; returns how many there are."""
     from common.log import rebuild_tensorboard  # torch's TensorBoard writer takes seconds to import
@@ -106,6 +116,7 @@ def rebuild(folder: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.report", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="results/STUDY, or with --tensorboard any folder of runs")
+    parser.add_argument("--readme", action="store_true", help="also put the study's summary on README.md's first screen")
     parser.add_argument("--tensorboard", action="store_true", help="only rebuild every run's tb/ from metrics.jsonl")
     args = parser.parse_args(argv)
     if args.tensorboard:
@@ -118,4 +129,6 @@ def main(argv: list[str] | None = None) -> int:
               "results/cifar100-mini.", file=sys.stderr)
         return 2
     print(f"wrote {write_report(args.folder)}")
+    if args.readme:
+        write_readme(args.folder, Path("README.md"))
     return 0

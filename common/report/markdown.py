@@ -83,6 +83,26 @@ def headline(report: Mapping) -> str:
                   "Rows complete"], lines) + "\n\n" + words.provenance(used, report)
 
 
+def summary(report: Mapping) -> str:
+    """The table of the README's first screen: test accuracy per budget, price of a step, speed-up."""
+    budgets = sorted({row["budget"] for row in report["rows"]})
+    lines = []
+    for score in ranking(report):
+        rows = {row["budget"]: row for row in rows_of(report, score["method"])}
+        cells = [(accuracy(rows[b]) + ("" if rows[b]["complete"] else f" ({seeds(rows[b])} seeds)")) if b in rows else "–"
+                 for b in budgets]
+        step = f"{score['step_cost']['flops']:.2f}" if score["step_cost"] else "–"
+        speed = {"scratch": "1", "gain": "reloads weights"}.get(score["method"] if score["method"] == "scratch" else
+                                                               score["scored_by"])
+        lines.append([f"`{score['method']}`", *cells, step, speed or speed_up(score["targets"]["full"]["speed_up"]["flops"])])
+    absent = len(report["missing"]) + len(report["failed"])
+    planned = sum(row["planned"] for row in report["rows"]) + len(report["past"]["runs"])
+    state = f" **{absent} of {planned} runs are still missing**; rows that lack seeds count for nothing yet." if absent else ""
+    return table(["Method", *(f"Test % at budget {budget(b)}" for b in budgets), "FLOPs of a step",
+                  "Speed-up to full accuracy, FLOPs"], lines) \
+        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}"
+
+
 def every_row(report: Mapping) -> str:
     lines = []
     for row in report["rows"]:
