@@ -125,7 +125,7 @@ CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": s
                   "stats": classification_stats, "evaluate": evaluate_classifier}
 TASKS = {
     "shapes": Task(load=load_shapes, **CLASSIFICATION,
-                   defaults={"model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-4}),
+                   defaults={"model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.2, "weight_decay": 5e-4}),
     "cifar100": Task(load=load_cifar100, **CLASSIFICATION,
                      defaults={"model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4}),
 }

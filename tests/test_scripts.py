@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights, wait_for
 
+from common import shapes
 from common.run import Run
 
 # script -> (arguments that make it neutral, the script it then equals bit for bit)
@@ -80,7 +81,7 @@ def test_not_neutral_differs(script, past, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_twice_equals_undisturbed(script, past, tmp_path):
     argv = ["--epochs", 3.5, "--subset", "share:0.9", "--seed", 1, *arguments(script, past)]     # 288 = 9 batches of 32
-    argv += ["--batch-size", 40, "--lr", 0.1, "--weight-decay", 5e-4]       # 7.2 batches: some go first in the next epoch
+    argv += ["--batch-size", 40, "--lr", 0.2, "--weight-decay", 5e-4]       # 7.2 batches: some go first in the next epoch
     calm = run_script(script, *argv, "--results", tmp_path / "calm")
     for rows_to_wait_for in (2, 3):
         process = fork_script(script, *argv, "--results", tmp_path / "killed")
@@ -133,3 +134,10 @@ def test_help_and_both_ways_to_start(how, tmp_path):
     assert len(help_of) > 20
     for name, text in help_of.items():
         assert "default" in text, f"{name} shows no default"
+
+
+def test_three_epochs_of_the_real_size_learn_something_but_not_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "TRAIN_SIZE", 3000)
+    monkeypatch.setattr(shapes, "TEST_SIZE", 1000)
+    folder = run_script("baselines/scratch", "--results", tmp_path)
+    assert 0.40 < json.loads((folder / "summary.json").read_text())["test"]["accuracy"] < 0.75
