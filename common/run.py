@@ -49,11 +49,11 @@ class Run:
                          "weight": torch.empty(0)}            # examples that go first in the next epoch
         self.state: dict = {}                                 # what the script asked to checkpoint
         self.rows: list[dict] = []
-        self.asked_to_stop = False
+        self.asked_to_stop = 0                                # number of the signal that did
         self.where = {"device": self.device.type, "threads": torch.get_num_threads()} | versions()
         self.config = self._open()
         self.bar = Bar(self.name, args.batch_size)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         if args.inherited:
             print("from --past: " + ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in args.inherited.items()))
         if f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
@@ -157,18 +157,26 @@ class Run:
             self.bar.start(self.examples, max((last["epoch"] - 1) / self.args.epochs, 0))
             return last["epoch"]
 
-    def _on_sigterm(self, number, frame) -> None:
-        self.asked_to_stop = True
+    def _on_signal(self, number, frame) -> None:
+        self.asked_to_stop = number
+        signal.signal(number, self.handlers[number] or signal.SIG_DFL)             # a second one is not waited with
 
     def stop_if_asked(self) -> None:
-        """Called between steps: after SIGTERM, checkpoints within the epoch and ends with exit code 143."""
+        """Called between steps: after SIGTERM or Ctrl-C, checkpoints within the epoch and ends with exit code 143 or 130."""
         if self.asked_to_stop:
             with self.untimed("checkpoint"):
                 self._save(self.epoch)
-            self.bar.close()
-            self.lock.close()
-            print(f"stopped by SIGTERM after {self.steps} steps; the same command goes on from there.", file=sys.stderr)
-            raise SystemExit(143)
+            self._close()
+            print(f"stopped by {signal.Signals(self.asked_to_stop).name} after {self.steps} steps; the same command goes on from "
+                  "there.", file=sys.stderr)
+            raise SystemExit(128 + self.asked_to_stop)
+
+    def _close(self) -> None:
+        self.board.close()
+        self.bar.close()
+        self.lock.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def count(self, flops: int, examples: int) -> None:
         """One step's FLOPs and examples."""
@@ -218,11 +226,9 @@ class Run:
                 "reused": sorted(set().union(*(past.reused for past in self.past_runs))),
                 "past_bytes": sum(past.bytes for past in self.past_runs),
                 "parameters": sum(p.numel() for p in model.parameters())})
-        self.board.close()
-        self.bar.close()
+        self._close()
         (self.folder / "last.pt").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "examples", ignore_errors=True)
-        self.lock.close()
         scores = ", ".join(f"test {name} {value:.4f}" for name, value in last["test"].items())
         print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
               f"{sum(self.clock.flops.values()):.3g} FLOPs")

@@ -52,7 +52,7 @@ class Step:
             self._prepare(batch, loss_fn)
         run_fn, flops = self.functions[loss_fn]
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr
         loss, index, parts = self._backward(batch, run_fn)
         self.scaler.step(self.optimizer)
         self.scaler.update()

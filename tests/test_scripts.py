@@ -97,7 +97,8 @@ def test_killed_twice_equals_undisturbed(script, past, tmp_path):
     assert calm_summary["flops"] == killed_summary["flops"] and calm_summary["steps"] == killed_summary["steps"]
 
 
-def test_sigterm_checkpoints_within_the_epoch(past, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_checkpoints_within_the_epoch(number, code, past, tmp_path, monkeypatch, capsys):
     argv = ["--epochs", 2, "--subset", "share:0.9", "--seed", 1, "--past", past]     # 9 steps an epoch
     calm = run_script("methods/loss_replay", *argv, "--results", tmp_path / "calm")
     count = Run.count
@@ -105,13 +106,13 @@ def test_sigterm_checkpoints_within_the_epoch(past, tmp_path, monkeypatch, capsy
     def count_and_ask(run, *what):
         count(run, *what)
         if run.steps == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr(Run, "count", count_and_ask)
         run_script("methods/loss_replay", *argv, "--results", tmp_path / "stopped")
-    assert ended.value.code == 143
-    assert "stopped by SIGTERM after 13 steps; the same command goes on from there" in capsys.readouterr().err
+    assert ended.value.code == code
+    assert f"stopped by {number.name} after 13 steps; the same command goes on from there" in capsys.readouterr().err
     folder = tmp_path / "stopped" / calm.relative_to(tmp_path / "calm")
     assert torch.load(folder / "last.pt", weights_only=True)["run"]["rest"]["done"] == 4
     run_script("methods/loss_replay", *argv, "--results", tmp_path / "stopped")
