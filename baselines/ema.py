@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common.args import arguments
+from common.args import arguments, share
 from common.data import train_batches
 from common.run import Run
 from common.step import Step, one_cycle, sgd
@@ -24,7 +24,7 @@ from common.tasks import TASKS
 
 def parser():
     parser = arguments(__file__, __doc__)
-    parser.add_argument("--horizon", type=float, default=0.02,
+    parser.add_argument("--horizon", type=share, default=0.02,
                         help="share of the training (0..1) over which the average forgets; the decay is 1 - 1 / its steps")
     return parser
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from common.args import arguments
+from common.args import arguments, share
 from common.data import train_batches
 from common.run import Run
 from common.step import Step, one_cycle, sgd
@@ -22,7 +22,7 @@ from common.tasks import TASKS
 
 def parser():
     parser = arguments(__file__, __doc__)
-    parser.add_argument("--smoothing", type=float, default=0.1, help="share of the target (0..1) spread over all classes")
+    parser.add_argument("--smoothing", type=share, default=0.1, help="share of the target (0..1) spread over all classes")
     return parser
 
 

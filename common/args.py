@@ -9,13 +9,29 @@ import torch
 
 from common.files import Refused
 from common.models import MODELS
-from common.past import find_runs
+from common.past import find_runs, read_config
 from common.tasks import TASKS
 
 INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay")
 # Where and on what a run is made does not make it another run; task ... seed stand in the folder's name already.
 PLACE = ("data_dir", "results", "device", "compile", "slim", "force")
 NAMED = ("task", "model", "method", "tag", "epochs", "seed")
+
+
+def share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -97,7 +113,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         task = getattr(args, "task", "shapes")
         raise Refused(f"{args.method} reuses past runs, and --past names none. This makes one:\n    python baselines/scratch.py "
                       f"--task {task} --seed 100 --results results/by-hand/past\nThen add: --past results/by-hand/past")
-    theirs = json.loads((args.past_folders[0] / "config.json").read_text())["args"] if args.past_folders else {}
+    theirs = read_config(args.past_folders[0])["args"] if args.past_folders else {}
     inherited = {}
     for name in INHERITED:
         if name in theirs and not hasattr(args, name) and (name == "task" or theirs["task"] == args.task):
@@ -119,6 +135,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         if not fits or isinstance(value, float) and not math.isfinite(value):
             raise Refused(f"--{name.replace('_', '-')} must {must}, got {value!r}.")
     try:
+        if torch.device(args.device).type not in ("cpu", "cuda"):
+            raise RuntimeError("it is neither cpu nor cuda.")
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None

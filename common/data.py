@@ -105,15 +105,12 @@ def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
         used[index] = lookup[target[index]]
         return Split(images, used, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
 
-    if args.holdout:
-        rank = rank_in_class(fine, keep)
-        held = rank >= 1 - args.holdout                       # [n] the last share of every class, in a fixed shuffled order
-        kept = split(keep[~held], images, target, args.augment)
-        data = Data(kept, split(keep[held], images, target, "none"), classes.tolist(), len(images), "")
+    if args.holdout:                                          # of the whole data set, so that no --subset has seen another's
+        held = rank_in_class(fine, np.arange(len(fine)))[keep] >= 1 - args.holdout      # [n]
+        evaluated, keep = split(keep[held], images, target, "none"), keep[~held]
     else:
-        data = Data(split(keep, images, target, args.augment), split(test_keep, test_images, test_target, "none"),
-                    classes.tolist(), len(images), "")
-    data.fingerprint = fingerprint(images, fine)
+        evaluated = split(test_keep, test_images, test_target, "none")
+    data = Data(split(keep, images, target, args.augment), evaluated, classes.tolist(), len(images), fingerprint(images, fine))
     if not len(data.test):
         raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
     if len(data.train) * args.epochs < args.batch_size:
@@ -122,9 +119,12 @@ def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
     return data
 
 
-def rank_in_class(fine: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """[n] in [0, 1): the place of each kept example within its class, in an order that depends on the data alone."""
-    order = np.random.default_rng(20120).permutation(len(fine))
+def rank_in_class(fine: np.ndarray, keep: np.ndarray, shuffle: int = 20120) -> np.ndarray:
+    """[n] in [0, 1): the place of each kept example within its class, in an order that depends on the data alone.
+
+    Orders of another `shuffle` have nothing to do with each other.
+    """
+    order = np.random.default_rng(shuffle).permutation(len(fine))
     key = np.empty(len(fine))
     key[order] = np.arange(len(fine))
     rank = np.empty(len(keep))
@@ -146,18 +146,19 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
     """
     everything, whole_test = np.arange(len(fine)), np.arange(len(test_fine))
     shuffled = np.random.default_rng(20121).permutation(int(fine.max()) + 1)
+    rank = rank_in_class(fine, everything, shuffle=20122)     # not --holdout's order: a share must not lack all of that
     kind, _, value = text.partition(":")
     try:
         if kind == "all" and not value:
             return everything, whole_test, ""
-        if kind in ("half", "share"):
-            share = 0.5 if kind == "half" else float(value)
+        if kind == "share" or text == "half":
+            share = 0.5 if text == "half" else float(value)
             if 0 < share <= 1:
-                return everything[rank_in_class(fine, everything) < share], whole_test, ""
+                return everything[rank < share], whole_test, ""
         if kind == "not":
             k, n = map(int, value.split("/"))
             if 1 <= k <= n and n > 1:
-                return everything[(rank_in_class(fine, everything) * n).astype(int) != k - 1], whole_test, ""
+                return everything[(rank * n).astype(int) != k - 1], whole_test, ""
         if kind == "classes" and 1 < int(value) <= len(shuffled):
             chosen = shuffled[:int(value)]
             return np.flatnonzero(np.isin(fine, chosen)), np.flatnonzero(np.isin(test_fine, chosen)), ""

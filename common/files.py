@@ -16,6 +16,11 @@ class Refused(SystemExit):
         return str(self.code)
 
 
+def unwritable(path: Path, error: OSError) -> Refused:
+    return Refused(f"cannot write {path}: {error.strerror}. Make room or choose another --results, then run the same command "
+                   "again: it goes on from its last checkpoint.")
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], object] | str) -> None:
     """Writes text, or what `write(file)` puts into the binary file, so that `path` is the old file or the whole new one.
 
@@ -35,8 +40,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object] | str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise Refused(f"cannot write {path}: {error.strerror}. Make room or choose another --results, then run the same "
-                      "command again: it goes on from its last checkpoint.") from None
+        raise unwritable(path, error) from None
 
 
 def write_torch(path: Path, value: object) -> None:

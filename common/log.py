@@ -36,7 +36,8 @@ class TensorBoard:
         shutil.rmtree(folder / "tb", ignore_errors=True)
         self.created = config["created"]
         self.writer = SummaryWriter(str(folder / "tb"))
-        args = {k: v if isinstance(v, (bool, int, float, str)) else ", ".join(v) for k, v in config["args"].items()}
+        args = {k: ", ".join(map(str, v)) if isinstance(v, list) else v if isinstance(v, bool | int | float) else str(v)
+                for k, v in config["args"].items()}
         table = "\n".join(f"| {name} | {value} |" for name, value in args.items())
         self.writer.add_text("arguments", f"| argument | value |\n|---|---|\n{table}\n\n`{config['command']}`",
                              0, walltime=self.created)

@@ -1,5 +1,4 @@
 """The one door to earlier runs. Nothing a past run contains can execute code here."""
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,21 @@ def find_runs(paths: list[str]) -> list[Path]:
             raise Refused(f"--past {path}: {'there is no run in it' if path.exists() else 'no such folder'}. Name a run's "
                           "folder (it holds config.json) or a folder of runs.")
         found += [config.parent for config in configs]
-    return sorted(set(found), key=lambda folder: (read_json(folder / "config.json").get("args", {}).get("seed", 0), folder))
+    return sorted(set(found), key=lambda folder: (read_config(folder)["args"]["seed"], folder))
+
+
+def read_config(folder: Path) -> dict:
+    """Raises
+        Refused: config.json is missing, damaged, or lacks what makes a run a past run.
+    """
+    config = read_json(folder / "config.json")
+    args = config.get("args") if isinstance(config.get("args"), dict) else {}
+    for name, kind in (("task", str), ("model", str), ("seed", int), ("holdout", float), ("epochs", float)):
+        if not isinstance(args.get(name), kind):
+            raise Refused(f"{folder}/config.json is damaged: its args lack {name!r}. Delete the folder and run it again.")
+    if not isinstance(config.get("name"), str):
+        raise Refused(f"{folder}/config.json is damaged: it lacks 'name'. Delete the folder and run it again.")
+    return config
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -60,12 +73,12 @@ class PastRun:
         self.folder, self.args, self.data = folder, args, data
         if not (folder / "summary.json").exists():
             raise Refused(f"past run {folder} is not finished (it has no summary.json): run its command to the end first:\n"
-                          f"    {read_json(folder / 'config.json').get('command', '?')}")
-        self.config, self.summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+                          f"    {read_config(folder).get('command', '?')}")
+        self.config, self.summary = read_config(folder), read_json(folder / "summary.json")
+        self.name, theirs = self.config["name"], self.config["args"]
+        self.seed, holdout = theirs["seed"], theirs["holdout"]
+        self.task, self.architecture = theirs["task"], theirs["model"]
         try:
-            self.name, theirs = self.config["name"], self.config["args"]
-            self.seed, holdout = theirs["seed"], theirs["holdout"]
-            self.task, self.architecture = theirs["task"], theirs["model"]
             self.fingerprint, self.classes = self.config["data"]["fingerprint"], self.config["data"]["classes"]
         except (KeyError, TypeError) as missing:
             raise Refused(f"{folder}/config.json is damaged: it lacks {missing}. Delete the folder and run it again.") from None
@@ -73,12 +86,11 @@ class PastRun:
             raise Refused(f"past run {self.name} was made with --holdout {holdout:g}, this run with --holdout "
                           f"{args.holdout:g}: past runs must not have seen what is evaluated on. Use equal ones.")
         self.reused: set[str] = set()                         # what was read: weights, model, examples, checkpoints
-        self.bytes = 0                                        # what had to be kept for that
+        self.kept: dict[str, int] = {}                        # what had to be kept for that: bytes by file and name
 
     def _read(self, file: str, kind: str) -> dict[str, Tensor]:
         weights = read_weights(self.folder / file)
-        if kind not in self.reused:
-            self.bytes += (self.folder / file).stat().st_size
+        self.kept[file] = (self.folder / file).stat().st_size
         self.reused.add(kind)
         return weights
 
@@ -144,7 +156,7 @@ class PastRun:
                 names = [n.removesuffix(".mean") for n in file.files]
                 found = file[name] if name in file.files else file[f"{name}.mean"] if f"{name}.mean" in file.files else None
                 whole = name in file.files
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:                            # a damaged zip can raise anything
             raise Refused(f"{path} is missing or damaged ({type(error).__name__}): run that past run's command again.") from None
         if found is None:
             raise Refused(f"past run {self.name} did not record {name!r}; it has {', '.join(sorted(names))}.")
@@ -154,6 +166,6 @@ class PastRun:
             raise Refused(f"past run {self.name} kept only the mean of {name!r} over its epochs (--slim): run its command "
                           "again without --slim.")
         self.reused.add("examples")
-        self.bytes += found.nbytes
-        table = torch.from_numpy(found.astype(np.float32))
+        self.kept[f"examples.npz {name}"] = found.nbytes
+        table = torch.from_numpy(found.astype(np.float32)).to(self.data.train.device)
         return table if every_epoch else table.nanmean(0)

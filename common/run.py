@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +16,11 @@ from common.amp import amp_dtype
 from common.args import PLACE, folder_name, recorded
 from common.clock import Clock
 from common.data import Data
-from common.files import Refused, read_json, write_atomic, write_json, write_torch
+from common.examples import merge, write_epoch
+from common.files import Refused, read_json, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import code_version, device_name, versions
-from common.past import PastRun
+from common.past import PastRun, read_config
 
 CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
 
@@ -38,7 +38,7 @@ class Run:
         self.clock = Clock(self.device)
         self.untimed, self.prepare = self.clock.untimed, self.clock.prepare
         self.amp = amp_dtype(args.no_amp, self.device)
-        self.past_names = [read_json(folder / "config.json")["name"] for folder in args.past_folders]
+        self.past_names = [read_config(folder)["name"] for folder in args.past_folders]
         self.name = folder_name(args, self.past_names)
         self.folder = Path(args.results) / self.name
         self.steps = self.examples = self.epoch = 0
@@ -50,7 +50,7 @@ class Run:
         self.state: dict = {}                                 # what the script asked to checkpoint
         self.rows: list[dict] = []
         self.asked_to_stop = 0                                # number of the signal that did
-        self.where = {"device": self.device.type, "threads": torch.get_num_threads()} | versions()
+        self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile} | versions()
         self.config = self._open()
         self.bar = Bar(self.name, args.batch_size)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -76,7 +76,7 @@ class Run:
         except BlockingIOError:
             raise Refused(f"{self.folder} is in use by another process: wait for it, or give this run a --tag.") from None
         if not (self.folder / "config.json").exists():
-            return config                                     # written with the first row: a refused run leaves nothing
+            return config                                     # written when training begins: a refused run leaves none
         old = read_json(self.folder / "config.json")
         for name, value in config["args"].items():
             if name not in PLACE and old.get("args", {}).get(name) != value:
@@ -84,15 +84,23 @@ class Run:
                               f"({old.get('args', {}).get(name)!r}, now {value!r}): give this run a --tag or other --results.")
         if (self.folder / "summary.json").exists():
             score = read_json(self.folder / "summary.json")["test"]
+            (self.folder / "last.pt").unlink(missing_ok=True)  # of a run killed between its summary and this line
             print(f"{self.folder} is finished already ({', '.join(f'test {k} {v:.4g}' for k, v in score.items())}): delete it "
                   "to run it again.")
             raise SystemExit(0)
-        return old if (self.folder / "last.pt").exists() else config            # else it is made anew, by this code
+        if not (self.folder / "last.pt").exists():
+            return config                                     # made anew, by this code
+        if old.get("commit") != config["commit"]:
+            print(f"warning: {self.folder} was begun at commit {old.get('commit')}, now it is {config['commit']}.",
+                  file=sys.stderr)
+        here = {"commit": config["commit"], "dirty": config["dirty"]}
+        return old | {"resumed": [*old.get("resumed", []), here]}
 
     def past(self, data: Data) -> list[PastRun]:
-        """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, and wraps around."""
+        """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around."""
         runs = [PastRun(folder, self.args, data) for folder in self.args.past_folders]
-        first = self.args.seed % len(runs)
+        own = [i for i, past in enumerate(runs) if past.seed == 100 + self.args.seed]
+        first = own[0] if own else self.args.seed % len(runs)
         self.past_runs = runs[first:] + runs[:first]
         return self.past_runs
 
@@ -103,6 +111,7 @@ class Run:
         `step` must be among it.
         """
         self.data, self.state = data, state
+        self.where["data"] = data.fingerprint
         self.config["data"] = {"task": self.args.task, "fingerprint": data.fingerprint, "classes": data.classes,
                                "train_examples": len(data.train), "test_examples": len(data.test)}
         for epoch in range(self._restore(), math.ceil(count) + 1):
@@ -151,6 +160,7 @@ class Run:
             for name, value in own.items():
                 setattr(self, name, value)
             self.clock.load_state_dict(clock)
+            write_json(self.folder / "config.json", self.config)
             self.rows = read_rows(self.folder)[:last["rows"]]
             write_rows(self.folder, self.rows)
             self.board = TensorBoard(self.folder, self.config, self.rows)
@@ -159,7 +169,8 @@ class Run:
 
     def _on_signal(self, number, frame) -> None:
         self.asked_to_stop = number
-        signal.signal(number, self.handlers[number] or signal.SIG_DFL)             # a second one is not waited with
+        if number == signal.SIGINT:                           # a second Ctrl-C does not wait
+            signal.signal(number, self.handlers[number] or signal.SIG_DFL)
 
     def stop_if_asked(self) -> None:
         """Called between steps: after SIGTERM or Ctrl-C, checkpoints within the epoch and ends with exit code 143 or 130."""
@@ -186,8 +197,8 @@ class Run:
 
     def record_examples(self, tables: dict[str, Tensor]) -> None:
         """Statistics of this epoch: name -> [N], NaN where unseen."""
-        half = {name: table.cpu().numpy().astype(np.float16) for name, table in tables.items()}
-        write_atomic(self.folder / f"examples/{self.epoch:04d}.npz", lambda out: np.savez(out, **half))
+        if tables:                                            # none before training
+            write_epoch(self.folder, self.epoch, tables)
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
         """One row: metrics.jsonl, TensorBoard, progress bar.
@@ -206,7 +217,10 @@ class Run:
             row |= {f"time/{kind}": round(value, 4) for kind, value in self.clock.untimed_seconds.items()}
             self.rows.append(row)
             write_rows(self.folder, self.rows)
-            self.board.add(row)
+            try:
+                self.board.add(row)
+            except OSError as error:
+                raise unwritable(self.folder / "tb", error) from None
             self.bar.show(row)
 
     def finish(self, model: nn.Module) -> None:
@@ -214,7 +228,7 @@ class Run:
         with self.untimed("checkpoint"):
             counted = self.clock.counted()
             self._write_weights("final.pt", model)
-            self._merge_examples()
+            merge(self.folder, self.data.examples, self.args.slim)
             last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
                     for kind in ("test", "train")}
             write_json(self.folder / "summary.json", {
@@ -224,7 +238,7 @@ class Run:
                             "untimed": self.clock.untimed_seconds},
                 "flops": self.clock.flops, "past": [past.name for past in self.past_runs if past.reused],
                 "reused": sorted(set().union(*(past.reused for past in self.past_runs))),
-                "past_bytes": sum(past.bytes for past in self.past_runs),
+                "past_bytes": sum(sum(past.kept.values()) for past in self.past_runs),
                 "parameters": sum(p.numel() for p in model.parameters())})
         self._close()
         (self.folder / "last.pt").unlink(missing_ok=True)
@@ -232,22 +246,3 @@ class Run:
         scores = ", ".join(f"test {name} {value:.4f}" for name, value in last["test"].items())
         print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
               f"{sum(self.clock.flops.values()):.3g} FLOPs")
-
-    def _merge_examples(self) -> None:
-        """examples.npz: name -> [E, N] float16, NaN where unseen; with --slim name.mean -> [1, N], hits whole."""
-        tables: dict[str, list[np.ndarray]] = {}
-        for path in sorted((self.folder / "examples").glob("*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                for name in file.files:
-                    tables.setdefault(name, []).append(file[name])
-        merged = {}
-        for name, rows in tables.items():
-            table = np.stack(rows)                            # [E, N]
-            if self.args.slim and name != "correct":          # zeros and ones pack to bits, and forgetting needs them all
-                seen = ~np.isnan(table)
-                total = np.where(seen, table, 0).sum(0, dtype=np.float32)
-                merged[f"{name}.mean"] = (total / np.maximum(seen.sum(0), 1)).astype(np.float16)[None]
-                merged[f"{name}.mean"][0, ~seen.any(0)] = np.nan
-            else:
-                merged[name] = table
-        write_atomic(self.folder / "examples.npz", lambda out: np.savez_compressed(out, **merged))

@@ -1,5 +1,6 @@
 """The hot step: forward, loss, backward, update, and what is recorded about each example."""
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 import torch._dynamo  # noqa: F401                            # the first optimizer would import it: seconds on the clock
@@ -82,13 +83,18 @@ class Step:
             raise Refused(f"more than {self.MOST} different loss functions were handed to Step: define them once, before "
                           "the loops, and hand over the same ones, else each is compiled and counted anew.")
         with self.run.untimed("compile"):
+            others = {name: value for name, value in self.run.state.items() if value is not self}
             state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            other_state = {name: value.clone() if isinstance(value, Tensor) else deepcopy(value.state_dict())
+                           for name, value in others.items()}
             run_fn = torch.compile(loss_fn, dynamic=False) if self.run.args.compile else loss_fn
             with FlopCounterMode(display=False) as counter:
                 self._backward(batch, loss_fn)
             if self.run.args.compile:
                 self._backward(batch, run_fn)
             self.model.load_state_dict(state)
+            for name, value in others.items():
+                value.copy_(other_state[name]) if isinstance(value, Tensor) else value.load_state_dict(other_state[name])
             self.optimizer.zero_grad(set_to_none=True)
         self.functions[loss_fn] = run_fn, counter.get_total_flops()
 
@@ -108,10 +114,11 @@ class Step:
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recorded": self.recorded,
-                "scaler": self.scaler.state_dict()}
+                "scaler": self.scaler.state_dict(), "finite": self.finite}
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.finite = state["finite"].to(self.run.device)
         self.recorded = {name: table.to(self.run.device) for name, table in state["recorded"].items()}

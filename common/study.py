@@ -1,130 +1,31 @@
-"""Fixed plans of runs, and a queue that makes them: `./run_all.sh [STUDY] [--list] [--jobs N]`.
+"""A queue that makes the runs of a plan: `./run_all.sh [STUDY] [--list] [--jobs N]`.
 
-Runs are forked from this process, which has torch loaded, so that a hundred little runs do not import it a hundred
-times; each does exactly what its printed command does. Finished runs are skipped, killed ones go on, failed ones are
-named and the rest continues.
+On machines without a GPU, runs are forked from this process, which has torch loaded, so that a hundred little runs do
+not import it a hundred times; each does what its printed command does with OMP_NUM_THREADS set. Finished runs are
+skipped, killed ones go on, failed ones are named and the rest continues.
 """
 import argparse
+import fcntl
 import importlib
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
-from common.args import folder_name
-from common.files import Refused, write_json
-
-ROOT = Path(__file__).resolve().parents[1]
-PAST_SEEDS = range(100, 105)
+from common.files import Refused, read_json, write_json
+from common.past import find_runs
+from common.plans import ROOT, plan, studies
 
 
-@dataclass(frozen=True)
-class Runs:
-    """One script at several budgets and seeds."""
-
-    script: str                                               # "methods/kd"
-    budgets: tuple[float, ...]
-    seeds: tuple[int, ...]
-    options: tuple[str, ...] = ()
-    tag: str = ""
-
-
-@dataclass(frozen=True)
-class Study:
-    """A fixed plan; a budget is a share of the past runs' epochs."""
-
-    task: str
-    model: str
-    past_epochs: float
-    runs: tuple[Runs, ...]
-    settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
-    scenario: str = "same"
-    recommend: bool = True
-    tuning: bool = False                                      # no past runs; the report is a table of settings
-
-
-def every_script() -> list[str]:
-    """"baselines/ema", ..., scratch first."""
-    found = [f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in sorted((ROOT / folder).glob("*.py"))]
-    return sorted(found, key=lambda script: script != "baselines/scratch")
-
-
-def settings(lr: float, decay: float) -> tuple[str, ...]:
-    return "--lr", f"{lr:g}", "--weight-decay", f"{decay:.5f}".rstrip("0")
-
-
-def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -> tuple[Runs, ...]:
-    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", "0.1", *settings(lr, decay)))
-                 for lr in rates for decay in decays)
-
-
-THREE = (0, 1, 2)
-MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}    # chosen by cifar100-mini-tuning
-SAMPLE = {"options": ("--sample",), "tag": "sample"}
-
-
-def studies() -> dict[str, Study]:
-    """The plans of results/, by name."""
-    def full(script):
-        budgets = (0.125, 0.25, 0.5, 1, 2) if script == "baselines/scratch" else (0.125, 0.25, 0.5, 1)
-        return Runs(script, budgets, tuple(range(5)))
-
-    quarter = (0.25, 0.5, 1)
-    return {
-        "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
-            Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
-        "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
-            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
-            *(runs for budget in (0.5, 1) for runs in (
-                *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
-            *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
-        "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(
-            Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
-            Runs("methods/kd", quarter, THREE),
-            Runs("methods/ensemble_distill", quarter, THREE, **SAMPLE),
-            Runs("baselines/warm_start", quarter, THREE),
-            Runs("methods/loss_replay", quarter, THREE),
-            Runs("baselines/label_smoothing", quarter, THREE),
-            Runs("baselines/ema", quarter, THREE),
-            Runs("methods/ensemble_distill", (0.5, 1), THREE))),
-        "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
-            Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
-            Runs("methods/kd", (0.25, 0.5), THREE),
-            Runs("methods/ensemble_distill", (0.25, 0.5), THREE, **SAMPLE),
-            Runs("methods/loss_replay", (0.25, 0.5), THREE))),
-        "cifar100": Study("cifar100", "resnet56", 200, runs=tuple(map(full, every_script()))),
-    }
-
-
-def plan(name: str, study: Study) -> dict:
-    """plan.json: every run with its command and its folder, past runs first."""
-    results = f"results/{name}"
-
-    def command(script, epochs, seed, where, budget, options=(), past=(), tag=""):
-        line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += settings(*study.settings[budget]) if budget in study.settings else []
-        line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
-        parser = importlib.import_module(script.replace("/", ".")).parser()
-        args = parser.parse_only([*line[1:], *(["--past", f"{results}/past"] if parser.get_default("needs_past") else [])])
-        line += ["--past", f"{results}/past"] if args.needs_past else []
-        return {"seed": seed, "folder": folder_name(args, list(past) if args.needs_past else []),
-                "command": shlex.join(["python", *line])}
-
-    past = [] if study.tuning else [
-        command("baselines/scratch", study.past_epochs, seed, f"{results}/past", 1, ("--slim",)) for seed in PAST_SEEDS]
-    names = [run["folder"] for run in past]
-    runs = [{"method": r.script.split("/")[1], "tag": r.tag, "budget": budget} |
-            command(r.script, budget * study.past_epochs, seed, results, budget, r.options, names, r.tag)
-            for r in study.runs for budget in r.budgets for seed in r.seeds]
-    return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario, "past_epochs": study.past_epochs,
-            "recommend": study.recommend, "tuning": study.tuning,
-            "past": [run | {"folder": "past/" + run["folder"]} for run in past], "runs": runs}
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 class Queue:
@@ -132,7 +33,7 @@ class Queue:
 
     def __init__(self, root: Path, jobs: int, total: int):
         self.root, self.jobs, self.total = root, jobs, total
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.threads = max(1, cores() // jobs)
         self.running: dict[int, tuple[dict, float]] = {}      # process -> run, start
         self.done = 0
         self.failed: list[str] = []
@@ -158,15 +59,26 @@ class Queue:
                 break
             folder.mkdir(parents=True, exist_ok=True)
             sys.stdout.flush()
-            process = os.fork()
-            if process == 0:
-                self._child(run, folder)
-            self.running[process] = run, time.monotonic()
+            threads = self.threads
+            if (folder / "last.pt").exists():                 # a killed run goes on with what it was begun with
+                threads = read_json(folder / "config.json")["device"]["threads"]
+            start = self._fork if torch.version.cuda is None or not torch.cuda.device_count() else self._spawn
+            self.running[start(run, folder, threads)] = run, time.monotonic()
         while self.running:
             self._wait()
 
-    def _child(self, run: dict, folder: Path) -> None:
-        """Never returns: becomes the run, its output in console.txt."""
+    def _spawn(self, run: dict, folder: Path, threads: int) -> int:
+        """A process of its own, since CUDA does not survive a fork; its output in console.txt."""
+        command = [sys.executable, *shlex.split(run["command"])[1:]]
+        with open(folder / "console.txt", "w") as console:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            return subprocess.Popen(command, stdout=console, stderr=console, env=environment).pid
+
+    def _fork(self, run: dict, folder: Path, threads: int) -> int:
+        """A child that has everything loaded; its output in console.txt."""
+        process = os.fork()
+        if process:
+            return process
         code = 1
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -175,7 +87,7 @@ class Queue:
             for stream in (1, 2):                             # what C code prints, too
                 os.dup2(console.fileno(), stream)
             sys.stdout = sys.stderr = console
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(threads)
             sys.argv = shlex.split(run["command"])[1:]
             module = importlib.import_module(sys.argv[0].removesuffix(".py").replace("/", "."))
             module.main(module.parser().parse_args())
@@ -195,14 +107,18 @@ class Queue:
         process, status = os.wait()
         run, begin = self.running.pop(process)
         folder, code = self.root / run["folder"], os.waitstatus_to_exitcode(status)
-        lines = (folder / "console.txt").read_text(errors="replace").strip().splitlines() or [""]
-        if code == 0:
+        console = folder / "console.txt"
+        lines = (console.read_text(errors="replace").strip().splitlines() if console.exists() else []) or ["no output"]
+        if code == 0 and (folder / "summary.json").exists():
             (folder / "failed.json").unlink(missing_ok=True)
             self._say(run, f"{lines[-1].partition(': ')[2]} ({time.monotonic() - begin:.0f} s)")
         elif self.stopping:
             self._say(run, "stopped; the same command goes on from there")
         else:
-            write_json(folder / "failed.json", {"exit_code": code, "message": lines[-1]})
+            try:
+                write_json(folder / "failed.json", {"exit_code": code, "message": lines[-1]})
+            except Refused as full:
+                print(full, file=sys.stderr)
             self.failed.append(run["command"])
             self._say(run, f"FAILED with exit code {code}: {lines[-1]} (all of it in {folder}/console.txt)")
 
@@ -229,17 +145,35 @@ def main(argv: list[str] | None = None) -> None:
         return
     root = Path("results") / args.study
     write_json(root / "plan.json", chosen)
-    jobs = args.jobs or (4 if torch.cuda.device_count() else os.cpu_count() or 1)
+    with open(root / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{root} is being made by another process: wait for it or stop it.") from None
+        make(root, chosen, args.jobs or (4 if torch.cuda.device_count() else cores()))
+
+
+def make(root: Path, chosen: dict, jobs: int) -> None:
+    """Past runs, then the others, then the report.
+
+    Raises
+        SystemExit: code 1 where runs failed, 128 + the signal's number where it was stopped.
+    """
     importlib.import_module("torch.utils.tensorboard")        # once, for all runs
-    queue = Queue(root, jobs, len(everything))
-    for runs in (chosen["past"], chosen["runs"]):
-        queue.make(runs)
-        if queue.stopping:
-            raise SystemExit(128 + queue.stopping)
+    queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]))
+    queue.make(chosen["past"])
+    if chosen["past"] and not queue.stopping:
+        found = {str(path.relative_to(root)) for path in find_runs([str(root / "past")])}
+        if stray := found - {run["folder"] for run in chosen["past"]}:
+            raise Refused(f"{root}/past holds runs that are not in the plan ({', '.join(sorted(stray))}): move them away, "
+                          "every method would reuse them.")
+    queue.make(chosen["runs"])
+    if queue.stopping:
+        raise SystemExit(128 + queue.stopping)
     from common.report import write_report  # matplotlib is not needed before
     print(f"wrote {write_report(root)}")
     if queue.failed:
-        print(f"{len(queue.failed)} of {len(everything)} runs failed:", *queue.failed, sep="\n    ", file=sys.stderr)
+        print(f"{len(queue.failed)} of {queue.total} runs failed:", *queue.failed, sep="\n    ", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -1,4 +1,5 @@
 """What depends on the task and not on the method: a record of plain functions for each."""
+import fcntl
 import math
 import pickle
 from collections.abc import Callable
@@ -118,7 +119,11 @@ def load_cifar100(args, device: torch.device) -> Data:
                           "the folder that holds cifar-100-python/ with --data-dir.") from None
 
     folder = Path(args.data_dir) / "cifar-100-python"
-    return assemble(arrays(True), arrays(False), args, device)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / ".cifar100.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                      # one run downloads, those beside it wait
+        train, test = arrays(True), arrays(False)
+    return assemble(train, test, args, device)
 
 
 CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 
-from common.args import arguments
+from common.args import arguments, positive, share
 from common.data import train_batches
 from common.run import Run
 from common.seeding import generator
@@ -25,8 +25,8 @@ from common.tasks import TASKS
 
 def parser():
     parser = arguments(__file__, __doc__, past=True)
-    parser.add_argument("--alpha", type=float, default=0.9, help="weight (0..1) of the teachers' term, 1 - alpha of the labels'")
-    parser.add_argument("--temperature", type=float, default=4.0, help="divides all models' logits (no unit)")
+    parser.add_argument("--alpha", type=share, default=0.9, help="weight (0..1) of the teachers' term, 1 - alpha of the labels'")
+    parser.add_argument("--temperature", type=positive, default=4.0, help="divides all models' logits (no unit)")
     parser.add_argument("--sample", action="store_true", help="one teacher, drawn anew, for every step instead of all")
     return parser
 

@@ -1,7 +1,10 @@
 """Small data, one thread, and scripts run in process: importing torch costs seconds."""
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""                       # tests fork, and CUDA does not survive that
+
 import importlib
 import json
-import os
 import signal
 import sys
 import time

@@ -1,16 +1,19 @@
 """What is committed under results/: reports are of the committed runs, past runs are whole, the README shows the report."""
 import json
+import re
 import shutil
+import subprocess
 
 import pytest
 import torch
 from conftest import ROOT
 
 from common.past import read_weights
+from common.plans import plan, studies
 from common.report import read_study, write_readme, write_report
-from common.study import plan, studies
 
-STUDIES = sorted(path.parent.name for path in (ROOT / "results").glob("*/plan.json") if path.parent.name != "demo")
+COMMITTED = subprocess.run(["git", "-C", ROOT, "ls-files", "results"], capture_output=True, text=True, check=True).stdout
+STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.endswith("/plan.json")})
 
 
 @pytest.fixture
@@ -57,7 +60,15 @@ def test_readme_shows_the_report(tmp_path, monkeypatch):
         "run `python -m common.report --readme results/cifar100-mini` and commit"
 
 
+def test_settings_are_those_that_the_tuning_chose():
+    rows = json.loads((ROOT / "results" / "cifar100-mini-tuning" / "tuning.json").read_text())["rows"]
+    for budget, chosen in studies()["cifar100-mini"].settings.items():
+        tried = [row for row in rows if row["budget"] == budget]
+        if all(row["accuracy"] is not None for row in tried):
+            best = max(tried, key=lambda row: row["accuracy"])
+            assert chosen == (best["lr"], best["weight_decay"]), f"budget {budget}"
+
+
 def test_every_path_the_readme_links_exists():
-    import re
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target

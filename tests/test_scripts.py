@@ -1,4 +1,5 @@
 """Every script: runs, leaves the contract's files, equals what its docstring says at its neutral setting, resumes exactly."""
+import importlib
 import json
 import os
 import re
@@ -51,12 +52,14 @@ def test_two_epochs_leave_the_contract(script, past, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_docstring_has_its_lines_and_a_command_that_parses(script, past, monkeypatch):
+def test_docstring_has_its_lines_and_a_command_that_parses(script):
     doc = (ROOT / f"{script}.py").read_text().split('"""')[1]
     for word in ("Reuses", "Pays", "Source", "Differs", "Neutral"):
         assert re.search(rf"^{word}  +\S", doc, re.M), word
     command = shlex.split(re.search(r"^    python (.*)$", doc, re.M).group(1))
     assert command[0] == f"{script}.py"
+    parsed = importlib.import_module(script.replace("/", ".")).parser().parse_only([*command[1:], "--task", "shapes"])
+    assert all((ROOT / path).is_dir() for path in parsed.past) and bool(parsed.past) == needs_past(script)
     assert script == "baselines/scratch" or script in NEUTRAL or "none" in re.search(r"^Neutral +(.*)$", doc, re.M).group(1)
 
 

@@ -5,9 +5,9 @@ import shlex
 import pytest
 from conftest import SCRIPTS
 
-from common import study
+from common import plans, study
+from common.plans import Runs, Study, plan, studies
 from common.report import write_report
-from common.study import Runs, Study, plan, studies
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiny(tmp_path, monkeypatch):
         Runs("methods/kd", (1,), (0, 1))))
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    monkeypatch.setattr(study, "PAST_SEEDS", range(100, 102))
+    monkeypatch.setattr(plans, "PAST_SEEDS", range(100, 102))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "results" / "demo"
 
