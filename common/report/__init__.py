@@ -5,29 +5,18 @@
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from common.files import read_json, write_atomic, write_json
+from common.log import read_rows
 from common.report.aggregate import aggregate
 from common.report.figures import draw
 from common.report.markdown import markdown, summary
 from common.report.scores import mean
 from common.report.tuning import write_table
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl; a line that a killed run left half written ends them."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def read_run(study: Path, planned: Mapping) -> dict:
@@ -42,7 +31,7 @@ def read_run(study: Path, planned: Mapping) -> dict:
             "config": None, "metrics": [], "start": None, "state": "not started"}
     if (folder / "summary.json").exists():
         run["summary"], run["config"] = read_json(folder / "summary.json"), read_json(folder / "config.json")
-        run["metrics"] = read_metrics(folder / "metrics.jsonl")
+        run["metrics"] = read_rows(folder)
         run["start"] = next((row["test/accuracy"] for row in run["metrics"] if row["epoch"] == 0), None)
         run["state"] = "finished"
         accuracy = run["summary"]["test"]["accuracy"]
