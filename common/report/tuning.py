@@ -31,7 +31,7 @@ def markdown(plan: dict, rows: list[dict]) -> str:
     lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
              "Learning rate and weight decay of scratch, chosen for each budget by accuracy on held-out training examples "
              "(`--holdout 0.1`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
-             "All methods then use what scratch got at their budget; their own hyperparameters are their papers' defaults.", ""]
+             "All methods then use what scratch got at their budget; their own hyperparameters are not tuned.", ""]
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
