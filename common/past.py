@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from common import models
+from common.data import CENTER
 from common.files import Refused, read_json
 from common.seeding import generator
+from common.teachers import Teacher
 
 if TYPE_CHECKING:
     from common.data import Data
@@ -94,8 +96,8 @@ class PastRun:
         self.reused.add(kind)
         return weights
 
-    def model(self, device: torch.device, checkpoint: str | None = None) -> nn.Module:
-        """The trained model, frozen and in eval mode, as a teacher.
+    def model(self, device: torch.device, checkpoint: str | None = None) -> Teacher:
+        """The trained model as a teacher: frozen, in eval mode, batch norm folded into its convolutions.
 
         Args
             checkpoint: one of `checkpoints()`; the final weights otherwise.
@@ -107,7 +109,8 @@ class PastRun:
         model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device)
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
         self._load(model, self._read(file, kind), file)
-        return model.requires_grad_(False).eval()
+        few = self.data.train.index[:2].to(device)
+        return Teacher(model, self.data.train.images(few, torch.full_like(few, CENTER)), self.data.train.amp)
 
     def _load(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
         try:

@@ -19,7 +19,7 @@ from common.data import Data
 from common.examples import merge, write_epoch
 from common.files import Refused, read_json, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
-from common.machine import code_version, device_name, versions
+from common.machine import code_version, device_name, keep_memory, versions
 from common.past import PastRun, read_config
 
 CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
@@ -35,6 +35,7 @@ class Run:
 
     def __init__(self, args):
         self.args, self.device = args, torch.device(args.device)
+        keep_memory()
         self.clock = Clock(self.device)
         self.untimed, self.prepare = self.clock.untimed, self.clock.prepare
         self.amp = amp_dtype(args.no_amp, self.device)

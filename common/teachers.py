@@ -1,0 +1,75 @@
+"""Earlier models as teachers: frozen, and as fast as their arithmetic allows."""
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from common.amp import autocast
+
+
+class Teacher(nn.Module):
+    """A frozen copy of `model` in eval mode, batch norm folded into the convolutions, in the type that `amp` says.
+
+    Called like the model itself: image [B, 3, H, W] -> logits [B, C], with `features=True` also features; inside autocast or not.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor, amp: torch.dtype | None):
+        """image [b, 3, H, W]: a few examples on which folding is traced and checked."""
+        super().__init__()
+        self.amp, self.device = amp, image.device
+        self.model = fold(deepcopy(model).requires_grad_(False).eval(), image).to(amp or torch.float32,
+                                                                                  memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, **options):
+        with autocast(self.amp, self.device):
+            return self.model(image, **options)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in eval mode."""
+        return self
+
+
+@torch.no_grad()
+def fold(model: nn.Module, image: Tensor) -> nn.Module:
+    """Every batch norm whose input is what a convolution has just put out becomes part of that convolution.
+
+    `model` is in eval mode and is changed. Where the folded model's outputs differ by more than rounding (a model that also reads
+    such an output elsewhere), it is returned as it came.
+    """
+    made: dict[int, tuple[str, Tensor, int]] = {}             # id of an output -> convolution, the output, its version
+    pairs: dict[str, str] = {}                                # batch norm -> convolution
+
+    def after_convolution(name):
+        def hook(module, inputs, output):
+            made[id(output)] = name, output, output._version
+        return hook
+
+    def before_norm(name):
+        def hook(module, inputs):
+            convolution, output, version = made.get(id(inputs[0]), ("", None, -1))
+            if output is not None and output._version == version:     # nothing has changed it in place since
+                pairs[name] = convolution
+        return hook
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(after_convolution(name)))
+        elif isinstance(module, nn.BatchNorm2d):
+            hooks.append(module.register_forward_pre_hook(before_norm(name)))
+    expected = model(image)
+    for hook in hooks:
+        hook.remove()
+    folded = deepcopy(model)
+    for norm, convolution in pairs.items():
+        place(folded, convolution, fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm)))
+        place(folded, norm, nn.Identity())
+    close = torch.allclose(folded(image), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    return folded if close else model
+
+
+def place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` where `name` ("stage1.0.conv1") is."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,0 +1,78 @@
+"""Teachers: folding changes nothing but rounding, and refuses where it would."""
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common import models
+from common.seeding import generator
+from common.teachers import Teacher, fold
+
+
+def trained(name: str) -> nn.Module:
+    """A model whose batch norms have statistics, scales and shifts of their own."""
+    model = models.build(name, 10, generator(0, "weights"), torch.device("cpu"))
+    for i, module in enumerate(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        ranges = ((module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2), (module.weight, 0.2, 1), (module.bias, -1, 1))
+        for tensor, low, high in ranges:
+            with torch.no_grad():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator(i, str(low))) * (high - low) + low)
+    return model.eval()
+
+
+def image(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=generator(0, "image")).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20"])
+def test_folding_leaves_no_batch_norm_and_the_same_outputs(name):
+    model, x = trained(name), image()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    teacher = Teacher(model, x[:2], None)
+    expected, features = model(x, features=True)
+    output, folded_features = teacher(x, features=True)
+    assert not [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(folded_features, features, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the model itself was changed"
+
+
+def test_a_teacher_computes_in_its_type_inside_autocast_or_not_and_stays_in_eval_mode():
+    model, x = trained("resnet8"), image()
+    teacher = Teacher(model, x[:2], torch.bfloat16)
+    alone = teacher(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = teacher.train()(x)
+    assert alone.dtype == torch.bfloat16 and torch.equal(alone, inside)
+    assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.model.training
+    expected = model(x)
+    assert (alone.float() - expected).abs().mean() < 0.02 * expected.std()
+
+
+class ReadTwice(nn.Module):
+    """What a convolution puts out goes into batch norm and into a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.bn.running_mean += 1
+
+    def forward(self, x):
+        x = self.conv(x)
+        return (x + self.bn(x)).mean((2, 3))
+
+
+class ReluBetween(ReadTwice):
+    """In place, so that batch norm sees the very object that the convolution put out."""
+
+    def forward(self, x):
+        return self.bn(F.relu(self.conv(x), inplace=True)).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", [ReadTwice, ReluBetween])
+def test_a_batch_norm_that_cannot_be_folded_stays(kind):
+    model, x = kind().eval(), image()
+    folded = fold(model, x)
+    assert isinstance(folded.bn, nn.BatchNorm2d)
+    torch.testing.assert_close(folded(x), model(x))
