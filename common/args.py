@@ -34,6 +34,14 @@ def positive(text: str) -> float:
     return value
 
 
+def weight(text: str) -> float:
+    """argparse type: a finite number, 0 or more."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the docstring's lines, prints each default."""
 

@@ -1,9 +1,10 @@
 """The benchmark's clock: seconds and FLOPs of everything a run does, unless it is told to stop."""
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 UNTIMED = ("data", "compile", "eval", "checkpoint")
@@ -47,14 +48,33 @@ class Clock:
             self.stopped_at = None
 
     @contextmanager
-    def prepare(self, what: str) -> Iterator[None]:
-        """Counted work before the first step (`what`: cache, scores, matching ...), its seconds and FLOPs told apart."""
-        begin = self.counted()
-        with FlopCounterMode(display=False) as counter:
-            yield
-        seconds = self.preparation_seconds.get(what, 0.0) + self.counted() - begin
-        self.preparation_seconds[what] = seconds
-        self.flops["preparation"] += counter.get_total_flops()
+    def prepare(self, what: str) -> Iterator[Callable]:
+        """Counted work before the first step (`what`: cache, scores, matching ...), its seconds and FLOPs told apart.
+
+        Whatever multiplies matrices goes through what it yields: `call(teacher, image)` is `teacher(image)`, with its FLOPs.
+        They are counted once for a function and the shapes it is given, since counting slows a call down.
+        """
+        begin, known = self.counted(), {}
+
+        def call(function: Callable, *args):
+            key = function, *(arg.shape if isinstance(arg, Tensor) else None for arg in args)
+            if key in known:
+                result = function(*args)
+            else:
+                with FlopCounterMode(display=False) as counter:
+                    result = function(*args)
+                known[key] = counter.get_total_flops()
+            self.flops["preparation"] += known[key]
+            return result
+
+        yield call
+        self.preparation_seconds[what] = self.preparation_seconds.get(what, 0.0) + self.counted() - begin
+
+    def charge(self, what: str, seconds: float, flops: int) -> None:
+        """Preparation that another run did for this one, as if it had been done here and now."""
+        self.started -= seconds
+        self.preparation_seconds[what] = self.preparation_seconds.get(what, 0.0) + seconds
+        self.flops["preparation"] += flops
 
     def state_dict(self) -> dict:
         return {"elapsed": self.elapsed() if self.stopped_at is None else self.stopped_at,

@@ -6,6 +6,7 @@ for `crop-flip` (pad 4, crop back, flip): 162 of them.
 """
 import zlib
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def only(self, mask: Tensor) -> "Split":
+        """The same split with fewer examples in use: those where mask [N] is true."""
+        fewer = copy(self)
+        fewer.index = self.index[mask.cpu()[self.index]]
+        return fewer
 
     def images(self, index: Tensor, view: Tensor) -> Tensor:
         """Augmented and normalised images [B, 3, H, W] of examples `index` [B] under `view` [B] (0..161)."""
@@ -174,6 +181,21 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
                   "(with numbers that fit the data set).")
 
 
+def all_batches(split: Split, size: int, view: int | Tensor = CENTER, shuffle: int | None = None) -> Iterator[Batch]:
+    """Every example of a split once, the last batch smaller: for scores, caches and evaluation.
+
+    Args
+        view: of every example, or [N] of each.
+        shuffle: seed of their order; the data set's own otherwise.
+    """
+    everything = split.index
+    if shuffle is not None:
+        everything = everything[torch.randperm(len(everything), generator=generator(shuffle, "pass"))]
+    for index in everything.to(split.device).split(size):
+        views = torch.full_like(index, view) if isinstance(view, int) else view[index]
+        yield Batch(split.images(index, views), split.target[index], index, views, torch.ones(len(index), device=split.device))
+
+
 def visits(index: Tensor) -> Tensor:
     """[n] how often each entry's example stood earlier in `index` [n]: 0 for a first visit."""
     order = torch.argsort(index, stable=True)
@@ -187,8 +209,8 @@ def visits(index: Tensor) -> Tensor:
     return count
 
 
-def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The examples of an epoch in their order [n], and the view of each [n].
+def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None, count: int = VIEWS) -> tuple[Tensor, Tensor]:
+    """The examples of an epoch in their order [n], and the view of each [n], one of `count`.
 
     Place and view of an example's r-th visit are functions of (seed, epoch, r, example), so that two methods which
     keep other examples show those that both keep in the same order and under the same crops.
@@ -200,20 +222,20 @@ def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None) -> tup
     else:
         index = keep.cpu()
     visit = visits(index)
-    place, view = torch.empty_like(index), torch.full_like(index, CENTER)
+    place, view = torch.empty_like(index), torch.full_like(index, CENTER if count == VIEWS else 0)
     for r in range(int(visit.max()) + 1 if len(index) else 0):
         mine = visit == r
         name = f"order {r}" if r else "order"
         place[mine] = torch.randperm(len(split.target), generator=generator(seed, name, epoch))[index[mine]]
         if split.augment == "crop-flip":
-            drawn = torch.randint(VIEWS, (len(split.target),), generator=generator(seed, name + " view", epoch))
+            drawn = torch.randint(count, (len(split.target),), generator=generator(seed, name + " view", epoch))
             view[mine] = drawn[index[mine]]
     order = torch.argsort(place, stable=True)
     return index[order], view[order]
 
 
-def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None,
-                  weight: Tensor | None = None) -> Iterator[tuple[float, Batch]]:
+def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None, weight: Tensor | None = None,
+                  views: Tensor | None = None) -> Iterator[tuple[float, Batch]]:
     """Full batches of one epoch, each with the run's progress (0..1) before it; epoch 0 is before training: none.
 
     Examples that do not fill the last batch go first in the next epoch. A fractional --epochs ends within its last
@@ -222,12 +244,13 @@ def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None,
     Args
         keep: [N] bool, which examples this epoch passes over, or their indices [n], repeated where wanted.
         weight: [N] factor on each example's loss.
+        views: [N, V] the only views that each example is shown under; `batch.view` is then the column.
     """
     if epoch == 0:
         return
     span = min(1.0, run.args.epochs - (epoch - 1))            # share of this epoch that is trained
     if run.rest is None:                                      # else a run that was stopped within this epoch goes on
-        index, view = epoch_order(split, run.args.seed, epoch, keep)
+        index, view = epoch_order(split, run.args.seed, epoch, keep, VIEWS if views is None else views.shape[1])
         index, view = index[:round(span * len(index))], view[:round(span * len(index))]
         factor = torch.ones(len(index)) if weight is None else weight.cpu()[index].float()
         order = {"index": index, "view": view, "weight": factor}
@@ -240,7 +263,8 @@ def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None,
         at = slice(rest["done"] * size, (rest["done"] + 1) * size)
         progress = (epoch - 1 + span * rest["done"] / batches) / run.args.epochs
         rest["done"] += 1
-        yield progress, Batch(split.images(index[at], view[at]), split.target[index[at]], index[at], view[at], factor[at])
+        shown = view[at] if views is None else views[index[at], view[at]]
+        yield progress, Batch(split.images(index[at], shown), split.target[index[at]], index[at], view[at], factor[at])
         run.bar.advance(progress)
     run.leftover = {name: rest[name][batches * size:] for name in run.leftover}
     run.rest = None

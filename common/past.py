@@ -1,4 +1,5 @@
 """The one door to earlier runs. Nothing a past run contains can execute code here."""
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from common import models
 from common.data import CENTER
 from common.files import Refused, read_json
+from common.log import read_rows
 from common.seeding import generator
 from common.teachers import Teacher
 
@@ -96,31 +98,38 @@ class PastRun:
         self.reused.add(kind)
         return weights
 
-    def model(self, device: torch.device, checkpoint: str | None = None) -> Teacher:
+    def model(self, device: torch.device, checkpoint: str | None = None, features: bool = False) -> Teacher:
         """The trained model as a teacher: frozen, in eval mode, batch norm folded into its convolutions.
 
         Args
             checkpoint: one of `checkpoints()`; the final weights otherwise.
+            features: only its features will be used, so that it may know other classes.
         """
-        if self.task != self.args.task or self.classes != self.data.classes:
+        if not features and (self.task != self.args.task or self.classes != self.data.classes):
             raise Refused(f"past run {self.name} predicts {len(self.classes)} classes of {self.task}, this run "
                           f"{len(self.data.classes)} of {self.args.task}: its outputs cannot be used. Name past runs of the "
                           "same task and classes, or reuse weights only (baselines/warm_start.py).")
         model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device)
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
-        self._load(model, self._read(file, kind), file)
+        weights = self._read(file, kind)
+        self._check(model, weights, file)
+        model.load_state_dict(weights)
         few = self.data.train.index[:2].to(device)
         return Teacher(model, self.data.train.images(few, torch.full_like(few, CENTER)), self.data.train.amp)
 
-    def _load(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError:
+    def digest(self) -> str:
+        """64 hex digits that tell its final weights from any other's."""
+        return hashlib.sha256((self.folder / "final.pt").read_bytes()).hexdigest()
+
+    def _check(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
+        if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in model.state_dict().items()}:
             raise Refused(f"{self.folder / file} does not hold the weights of a {self.architecture} with "
-                          f"{len(self.classes)} classes: the file is damaged. Run its command again (config.json).") from None
+                          f"{len(self.classes)} classes: the file is damaged. Run its command again (config.json).")
 
     def weights(self, model: nn.Module, part: str = "all", checkpoint: str | None = None) -> dict[str, Tensor]:
         """A state dict for `model`, batch norm's statistics included: `model.load_state_dict(past.weights(model))`.
+
+        The model itself is left as it is.
 
         Args
             part: "all", or "trunk" to take whatever fits but the head, from any task, and to say what did not.
@@ -136,13 +145,19 @@ class PastRun:
             raise Refused(f"past run {self.name} is a {self.architecture} for {len(self.classes)} classes of {self.task}, this "
                           f"run a {self.args.model} for {len(self.data.classes)} of {self.args.task}: the weights do not fit. "
                           "Name past runs of the same model, task and classes.")
-        self._load(model, theirs, file)
+        self._check(model, theirs, file)
         return theirs
 
     def checkpoints(self) -> dict[str, float]:
         """Names of the checkpoints kept along the way, with the progress (0..1) each was taken at."""
         names = [path.stem for path in (self.folder / "checkpoints").glob("e*.pt")]
         return dict(sorted(((n, float(n[1:]) / self.config["args"]["epochs"]) for n in names), key=lambda item: item[1]))
+
+    def curve(self) -> list[dict]:
+        """The run's rows of metrics.jsonl, epoch 0 first."""
+        self.kept["metrics.jsonl"] = (self.folder / "metrics.jsonl").stat().st_size
+        self.reused.add("curve")
+        return read_rows(self.folder)
 
     def examples(self, name: str, every_epoch: bool = False) -> Tensor:
         """What was recorded about each training example: [N], averaged over its epochs, or [E, N]; NaN where unseen.

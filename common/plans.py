@@ -8,6 +8,7 @@ from common.args import folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAST_SEEDS = range(100, 105)
+FOLDS = {"methods/rho_loss"}                                  # reuse past runs that each left out another fifth
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,29 @@ def plan(name: str, study: Study) -> dict:
     """plan.json: every run with its command and its folder, past runs first."""
     results = f"results/{name}"
 
-    def command(script, epochs, seed, where, budget, options=(), past=(), tag=""):
+    def command(script, epochs, seed, where, budget, options=(), kind="past", tag=""):
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
         line += settings(*study.settings[budget]) if budget in study.settings else []
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
-        args = parser.parse_only([*line[1:], *(["--past", f"{results}/past"] if parser.get_default("needs_past") else [])])
-        line += ["--past", f"{results}/past"] if args.needs_past else []
-        return {"seed": seed, "folder": folder_name(args, list(past) if args.needs_past else []),
+        line += ["--past", f"{results}/{kind}"] if parser.get_default("needs_past") else []
+        args = parser.parse_only(line[1:])
+        past = [run["folder"] for run in before[kind]] if args.needs_past else []
+        return {"seed": seed, "folder": folder_name(args, past),
                 "command": shlex.join(["python", *line])}
 
-    past = [] if study.tuning else [
-        command("baselines/scratch", study.past_epochs, seed, f"{results}/past", 1, ("--slim",)) for seed in PAST_SEEDS]
-    names = [run["folder"] for run in past]
+    def made_before(kind, options):                           # the runs below results/STUDY/KIND
+        where = f"{results}/{kind}"
+        return [command("baselines/scratch", study.past_epochs, seed, where, 1, ("--slim", *options(fold)))
+                for fold, seed in enumerate(PAST_SEEDS, 1)]
+
+    before = {} if study.tuning else {"past": made_before("past", lambda fold: ())}
+    if FOLDS & {r.script for r in study.runs}:
+        before["folds"] = made_before("folds", lambda fold: ("--subset", f"not:{fold}/{len(PAST_SEEDS)}"))
     runs = [{"method": r.script.split("/")[1], "tag": r.tag, "budget": budget} |
-            command(r.script, budget * study.past_epochs, seed, results, budget, r.options, names, r.tag)
+            command(r.script, budget * study.past_epochs, seed, results, budget, r.options,
+                    "folds" if r.script in FOLDS else "past", r.tag)
             for r in study.runs for budget in r.budgets for seed in r.seeds]
     return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario, "past_epochs": study.past_epochs,
             "recommend": study.recommend, "tuning": study.tuning,
-            "past": [run | {"folder": "past/" + run["folder"]} for run in past], "runs": runs}
+            "past": [run | {"folder": f"{kind}/{run['folder']}"} for kind, made in before.items() for run in made], "runs": runs}

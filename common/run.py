@@ -37,7 +37,7 @@ class Run:
         self.args, self.device = args, torch.device(args.device)
         keep_memory()
         self.clock = Clock(self.device)
-        self.untimed, self.prepare = self.clock.untimed, self.clock.prepare
+        self.untimed, self.prepare, self.charge = self.clock.untimed, self.clock.prepare, self.clock.charge
         self.amp = amp_dtype(args.no_amp, self.device)
         self.past_names = [read_config(folder)["name"] for folder in args.past_folders]
         self.name = folder_name(args, self.past_names)

@@ -163,9 +163,10 @@ def make(root: Path, chosen: dict, jobs: int) -> None:
     queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]))
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:
-        found = {str(path.relative_to(root)) for path in find_runs([str(root / "past")])}
+        kinds = sorted({run["folder"].partition("/")[0] for run in chosen["past"]})
+        found = {str(path.relative_to(root)) for path in find_runs([str(root / kind) for kind in kinds])}
         if stray := found - {run["folder"] for run in chosen["past"]}:
-            raise Refused(f"{root}/past holds runs that are not in the plan ({', '.join(sorted(stray))}): move them away, "
+            raise Refused(f"{root} holds past runs that are not in the plan ({', '.join(sorted(stray))}): move them away, "
                           "every method would reuse them.")
     queue.make(chosen["runs"])
     if queue.stopping:

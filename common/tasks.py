@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common import models, shapes
 from common.amp import autocast
-from common.data import CENTER, Data, Split, assemble
+from common.data import Data, Split, all_batches, assemble
 from common.files import Refused
 from common.seeding import generator
 
@@ -74,11 +74,11 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
     training = model.training
     model.eval()
     loss = correct = torch.zeros((), device=split.device)
-    for index in split.index.to(split.device).split(batch):
+    for examples in all_batches(split, batch):
         with autocast(split.amp, split.device):
-            output = model(split.images(index, torch.full_like(index, CENTER))).float()
-        loss = loss + F.cross_entropy(output, split.target[index], reduction="sum")
-        correct = correct + (output.argmax(1) == split.target[index]).sum()
+            output = model(examples.image).float()
+        loss = loss + F.cross_entropy(output, examples.target, reduction="sum")
+        correct = correct + (output.argmax(1) == examples.target).sum()
     model.train(training)
     return {"test/accuracy": correct.item() / len(split), "test/loss": loss.item() / len(split)}
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common import shapes
+from common.plans import FOLDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in (ROOT / folder).glob("*.py"))
@@ -76,6 +77,21 @@ def past(tmp_path_factory, small) -> Path:
     for seed in (100, 101, 102):
         run_script("baselines/scratch", "--epochs", 2, "--seed", seed, "--results", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def folds(tmp_path_factory, small) -> Path:
+    """Two past runs of two epochs, each without another half of the examples."""
+    folder = tmp_path_factory.mktemp("folds")
+    for fold in (1, 2):
+        run_script("baselines/scratch", "--epochs", 2, "--seed", 99 + fold, "--results", folder, "--subset", f"not:{fold}/2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reuse(past, folds):
+    """script -> its --past arguments."""
+    return lambda script: ["--past", folds if script in FOLDS else past] if needs_past(script) else []
 
 
 def needs_past(script: str) -> bool:

@@ -220,13 +220,13 @@ def aggregate(study: Mapping) -> dict:
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}
                 | (run["failed"] or {}) for run in [*study["past"], *study["runs"]] if run["state"] in states]
 
+    same_data = [run for run in study["past"] if run["folder"].startswith("past/")]    # folds are one method's preparation
     # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "past_epochs": plan["past_epochs"], "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
               "full_accuracy": targets["full"], "targets": targets, "rows": rows, "scores": result,
-              "past": past_runs(study["past"]), "missing": listed("not started", "unfinished"),
-              "failed": listed("failed")}
+              "past": past_runs(same_data), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -1,0 +1,81 @@
+"""Cached distillation: the teacher looks once at a few fixed views of every image; the student trains on those very views.
+
+Reuses   final weights of --past
+Pays     preparation: V teacher forward passes over the training set; nothing per step
+Source   Shen and Xing 2022, arXiv:2112.01528 (FKD); views must match, Beyer et al. 2021, arXiv:2106.05237
+Differs  crops and flips of CIFAR instead of random resized crops; logits kept whole in float16
+Neutral  --alpha 0 is its control, scratch on the same views; with --views 162 too it is baselines/scratch.py, bit for bit
+
+    python methods/cached_kd.py --past results/cifar100-mini/past
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+import torch
+
+from common.args import arguments, positive, share
+from common.cache import cached_table
+from common.data import CENTER, VIEWS, all_batches, train_batches
+from common.run import Run
+from common.seeding import generator
+from common.step import Step, one_cycle, sgd
+from common.tasks import TASKS
+
+
+def parser():
+    parser = arguments(__file__, __doc__, past=True)
+    parser.add_argument("--alpha", type=share, default=0.9, help="weight (0..1) of the teacher's term, 1 - alpha of the labels'")
+    parser.add_argument("--temperature", type=positive, default=4.0, help="divides both models' logits (no unit)")
+    parser.add_argument("--views", type=int, choices=range(1, VIEWS + 1), metavar="V", default=4,
+                        help=f"fixed views of each image, 1 to {VIEWS}, that stand in for fresh ones")
+    return parser
+
+
+def choose(examples, args):
+    """[N, V] the fixed views of each example, in order, drawn without replacement; without augmentation all are the middle."""
+    if args.augment == "none":
+        return torch.full((examples, args.views), CENTER)
+    order = torch.rand(examples, VIEWS, generator=generator(args.seed, "fixed views")).argsort(1)
+    return order[:, : args.views].sort(1).values
+
+
+def main(args):
+    run = Run(args)                                           # the clock runs from here; only untimed() stops it
+    task = TASKS[args.task]
+    with run.untimed("data"):
+        data = task.load(args, run.device)
+    model = task.build(args, data)
+    past = run.past(data)[0]
+    views = choose(data.examples, args).to(run.device)        # [N, V]
+
+    def ask(call, table):
+        teacher = past.model(run.device)                      # frozen, eval mode
+        for column in range(args.views):
+            for batch in all_batches(data.train, 500, views[:, column]):
+                with torch.no_grad():
+                    table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
+
+    key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
+           "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp)}
+    cache = cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
+
+    def distil(model, batch):                                 # one loss per example, and its named parts
+        soft = cache[batch.index, batch.view]                 # [B, C]
+        output = model(batch.image)                           # [B, C]
+        hard = task.loss(output, batch.target)                # [B]
+        kd = task.distill(output, soft, args.temperature)     # [B]
+        return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+
+    step = Step(run, model, sgd(model, args))
+    for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
+        for progress, batch in train_batches(data.train, run, epoch, views=views):
+            step(batch, distil, lr=args.lr * one_cycle(progress))
+        with run.untimed("eval"):
+            run.log(epoch, step.means() | task.evaluate(model, data.test))
+    run.finish(model)
+
+
+if __name__ == "__main__":
+    main(parser().parse_args())

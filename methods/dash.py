@@ -1,0 +1,91 @@
+"""Direction-aware shrinking: start from a past run's weights, each kernel shrunk unless the data's gradient still wants it.
+
+Reuses   final weights of --past
+Pays     preparation: one pass over the training set, forward and backward
+Source   Shin et al. 2024, arXiv:2410.23495, algorithm 1; alpha and threshold of their code
+Differs  the pass sees the middle view of each image, in batches of this run's size, in a seeded order
+Neutral  --threshold 1 is baselines/warm_start.py, bit for bit
+
+    python methods/dash.py --past results/cifar100-mini/past
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.amp import autocast
+from common.args import arguments, share
+from common.data import all_batches, train_batches
+from common.run import Run
+from common.step import Step, one_cycle, sgd
+from common.tasks import TASKS
+
+
+def parser():
+    parser = arguments(__file__, __doc__, past=True)
+    parser.add_argument("--threshold", type=share, default=0.3, help="smallest factor (0..1) on a kernel; lambda in the paper")
+    parser.add_argument("--alpha", type=share, default=0.3, help="share (0..1) of each batch in the running mean of gradients")
+    return parser
+
+
+def gradients(call, model, data, task, args, run):
+    """Running mean of the negative gradient of each parameter, over one pass; `model` is a copy."""
+    negative = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def backward(image, target):
+        model.zero_grad()
+        with autocast(run.amp, run.device):
+            loss = task.loss(model(image), target)            # [B]
+        loss.mean().backward()
+
+    for batch in all_batches(data.train, args.batch_size, shuffle=args.seed):
+        call(backward, batch.image, batch.target)
+        for name, p in model.named_parameters():
+            negative[name].lerp_(-p.grad, args.alpha)
+    return negative
+
+
+@torch.no_grad()
+def shrink(model, negative, threshold):
+    """Scales each kernel of a convolution, each row of a linear layer and each bias by its cosine with the negative gradient."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            for kind, p in module.named_parameters(recurse=False):
+                group = {4: 2, 2: 1, 1: 0}[p.ndim]            # the first dimensions number kernels, rows, or one bias
+                cosine = F.cosine_similarity(p.flatten(group), negative[f"{name}.{kind}"].flatten(group), dim=-1)
+                p.mul_(cosine.clamp(threshold, 1).view(p.shape[:group] + (1,) * (p.ndim - group)))
+
+
+def main(args):
+    run = Run(args)                                           # the clock runs from here; only untimed() stops it
+    task = TASKS[args.task]
+    with run.untimed("data"):
+        data = task.load(args, run.device)
+    model = task.build(args, data)
+    model.load_state_dict(run.past(data)[0].weights(model))
+    with run.prepare("gradient") as call:
+        negative = gradients(call, deepcopy(model), data, task, args, run)
+        shrink(model, negative, args.threshold)
+
+    def plain(model, batch):                                  # one loss per example, and its named parts
+        output = model(batch.image)                           # [B, C]
+        loss = task.loss(output, batch.target)                # [B]
+        return loss, task.stats(output, batch.target)
+
+    step = Step(run, model, sgd(model, args))
+    for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
+        for progress, batch in train_batches(data.train, run, epoch):
+            step(batch, plain, lr=args.lr * one_cycle(progress))
+        with run.untimed("eval"):
+            run.log(epoch, step.means() | task.evaluate(model, data.test))
+    run.finish(model)
+
+
+if __name__ == "__main__":
+    main(parser().parse_args())

@@ -1,0 +1,85 @@
+"""RHO-loss: of each large batch, train on what is learnable but not yet learnt: current loss minus a past model's loss.
+
+Reuses   final weights of --past, each on the examples it has not seen: runs made with --subset not:1/5, not:2/5, ...
+Pays     preparation: those runs, which nothing else needs, and one scoring pass; a forward pass over each large batch
+Source   Mindermann et al. 2022, arXiv:2206.07137, algorithm 1
+Differs  a past model of the same size, by cross-fitting; half of a batch is kept, not a tenth; selection in train mode
+Neutral  --keep 1 is baselines/scratch.py, bit for bit
+
+    python methods/rho_loss.py --past results/demo/folds
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+import torch
+
+from common.amp import autocast
+from common.args import arguments, share
+from common.data import all_batches, train_batches
+from common.files import Refused
+from common.run import Run
+from common.step import Step, one_cycle, sgd
+from common.tasks import TASKS
+
+
+def parser():
+    parser = arguments(__file__, __doc__, past=True)
+    parser.add_argument("--keep", type=share, default=0.5, help="share (0..1) of each batch to train on")
+    return parser
+
+
+@torch.no_grad()
+def unseen_loss(call, past, data, task, run):
+    """[N] loss of each training example under the past models that have not seen it, averaged over them."""
+    total, count = torch.zeros(data.examples, device=run.device), torch.zeros(data.examples, device=run.device)
+    for fold in past:
+        unseen, model = fold.examples("loss").isnan(), fold.model(run.device)
+        for batch in all_batches(data.train.only(unseen), 500):
+            with autocast(run.amp, run.device):
+                total[batch.index] += task.loss(call(model, batch.image), batch.target)
+            count[batch.index] += 1
+    if (count[data.train.index.to(run.device)] == 0).any():
+        raise Refused("every past run has seen some of the training examples: nobody can say what is learnable about them. "
+                      "Name past runs that left them out in turn: baselines/scratch.py --subset not:1/5, not:2/5, ... not:5/5.")
+    return total / count
+
+
+def main(args):
+    run = Run(args)                                           # the clock runs from here; only untimed() stops it
+    task = TASKS[args.task]
+    with run.untimed("data"):
+        data = task.load(args, run.device)
+    model = task.build(args, data)
+    past = run.past(data)
+    for fold in past:                                         # made for this method alone, so it pays for them
+        run.charge("past runs", fold.summary["seconds"]["counted"], sum(fold.summary["flops"].values()))
+    with run.prepare("scores") as call:
+        irreducible = unseen_loss(call, past, data, task, run)                  # [N]
+    kept = max(1, round(args.keep * args.batch_size))
+
+    def plain(model, batch):                                  # one loss per example, and its named parts
+        output = model(batch.image)                           # [B, C]
+        loss = task.loss(output, batch.target)                # [B]
+        return loss, task.stats(output, batch.target)
+
+    def reducible(model, batch):                              # of the K examples kept
+        with torch.no_grad():
+            rho = task.loss(model(batch.image), batch.target) - irreducible[batch.index]            # [B]
+        at = rho.topk(kept).indices                           # [K]
+        output = model(batch.image[at].contiguous(memory_format=torch.channels_last))               # [K, C]
+        loss = task.loss(output, batch.target[at])            # [K]
+        return loss, {"index": batch.index[at]} | task.stats(output, batch.target[at])
+
+    step = Step(run, model, sgd(model, args))
+    for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
+        for progress, batch in train_batches(data.train, run, epoch):
+            step(batch, reducible if kept < args.batch_size else plain, lr=args.lr * one_cycle(progress))
+        with run.untimed("eval"):
+            run.log(epoch, step.means() | task.evaluate(model, data.test))
+    run.finish(model)
+
+
+if __name__ == "__main__":
+    main(parser().parse_args())

@@ -1,0 +1,268 @@
+"""Losses, rules and schedules of single methods against numbers worked out by hand."""
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import parse, rows, run_script
+from torch import nn
+from torch.nn import functional as F
+
+from baselines import lawa
+from common import models
+from common.files import Refused
+from common.seeding import generator
+from methods import (
+    attention_transfer,
+    born_again,
+    cached_kd,
+    curriculum,
+    dash,
+    data_prune,
+    dkd,
+    early_checkpoint,
+    infobatch,
+    layer_freeze,
+    partial_kd,
+    schedule_reuse,
+    selective_backprop,
+    shrink_perturb,
+    similarity_kd,
+    weight_average,
+)
+
+
+def args(**values) -> argparse.Namespace:
+    return argparse.Namespace(**values)
+
+
+def test_partial_kd_anneals_to_zero_at_until():
+    fixed, falling = args(alpha=0.8, anneal=False, until=0.5), args(alpha=0.8, anneal=True, until=0.5)
+    assert partial_kd.strength(0.4, fixed) == 0.8
+    assert [partial_kd.strength(p, falling) for p in (0, 0.25, 0.5, 0.7)] == pytest.approx([0.8, 0.4, 0, 0])
+
+
+def test_partial_kd_asks_at_its_share_of_the_steps(past, tmp_path):
+    full = run_script("methods/kd", "--epochs", 2, "--seed", 1, "--past", past, "--results", tmp_path)
+    scratch = run_script("baselines/scratch", "--epochs", 2, "--seed", 1, "--results", tmp_path)
+    early = run_script("methods/partial_kd", "--epochs", 2, "--seed", 1, "--past", past, "--results", tmp_path,
+                       "--share", 1, "--until", 0.5)
+    flops = [rows(folder)[-1]["flops"] for folder in (scratch, early, full)]
+    assert flops[1] - flops[0] == (flops[2] - flops[0]) / 2 > 0     # the teacher of half of the steps
+    assert "train/kd" in rows(early)[1] and "train/kd" not in rows(early)[2]
+
+
+def test_dkd_by_hand():
+    """Three classes, T = 2: student (.5, .3, .2), teacher (.6, .1, .3), label 0."""
+    student, teacher = torch.tensor([[0.5, 0.3, 0.2]]).log() * 2, torch.tensor([[0.6, 0.1, 0.3]]).log() * 2
+    label, others = dkd.decoupled(student, teacher, torch.tensor([0]), 2.0)
+    assert label.item() == pytest.approx(4 * (0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5)), abs=1e-5)
+    assert others.item() == pytest.approx(4 * (0.25 * math.log(0.25 / 0.6) + 0.75 * math.log(0.75 / 0.4)), abs=1e-5)
+    # equation 7 of the paper: KL = TCKD + (1 - p of the label) NCKD
+    kl = 4 * F.kl_div(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.6, 0.1, 0.3]]), reduction="sum")
+    assert (label + 0.4 * others).item() == pytest.approx(kl.item(), abs=1e-5)
+
+
+def test_born_again_terms_by_hand():
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.4, 0.5]])
+    assert born_again.soft_cross_entropy(torch.tensor([[0.5, 0.25, 0.25]]).log(), p[:1]).item() == pytest.approx(
+        -(0.7 * math.log(0.5) + 0.3 * math.log(0.25)), abs=1e-6)
+    weighted = born_again.confidence_weighted(torch.tensor([2.0, 4.0]), p)      # confidences .7 and .5, mean .6
+    assert weighted.tolist() == pytest.approx([2 * 0.7 / 0.6, 4 * 0.5 / 0.6])
+    # the largest stays; the others go where smaller noise comes first
+    assert born_again.permuted(p, torch.tensor([[0.9, 0.8, 0.3], [0.2, 0.6, 0.9]])).equal(
+        torch.tensor([[0.7, 0.1, 0.2], [0.1, 0.4, 0.5]]))
+    many = torch.rand(50, 10, generator=generator(0, "p")).softmax(1)
+    shuffled = born_again.permuted(many, torch.rand(50, 10, generator=generator(0, "noise")))
+    assert torch.equal(shuffled.argmax(1), many.argmax(1)) and torch.equal(shuffled.sort(1).values, many.sort(1).values)
+    assert not torch.equal(shuffled, many)
+
+
+def test_attention_by_hand():
+    feature = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]]]])      # mean squares 1, 0, 4, 0
+    assert attention_transfer.attention(feature)[0].tolist() == pytest.approx([1 / math.sqrt(17), 0, 4 / math.sqrt(17), 0])
+    other = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])        # attention 1, 0, 0, 0; another number of channels
+    assert attention_transfer.difference(feature, other).item() == pytest.approx(
+        ((1 / math.sqrt(17) - 1) ** 2 + 16 / 17) / 4)
+    larger = other.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert attention_transfer.difference(feature, larger).item() == pytest.approx(
+        attention_transfer.difference(feature, other).item())
+
+
+def test_similarity_by_hand():
+    feature = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 2, 1, 1)           # products (1, 1), (1, 2)
+    expected = [[1 / math.sqrt(2), 1 / math.sqrt(2)], [1 / math.sqrt(5), 2 / math.sqrt(5)]]
+    torch.testing.assert_close(similarity_kd.similarity(feature), torch.tensor(expected))
+
+
+def test_cached_views_are_distinct_fixed_and_what_batches_show(past, tmp_path):
+    chosen = cached_kd.choose(500, args(augment="crop-flip", views=3, seed=1))
+    assert chosen.shape == (500, 3) and bool((chosen[:, 1:] > chosen[:, :-1]).all()) and chosen.unique().numel() > 150
+    assert torch.equal(cached_kd.choose(9, args(augment="crop-flip", views=162, seed=1)), torch.arange(162).expand(9, 162))
+
+
+def test_a_cache_is_charged_in_full_to_whoever_reads_it(past, tmp_path):
+    argv = ["--seed", 1, "--past", past, "--results", tmp_path, "--views", 2]
+    first = run_script("methods/cached_kd", "--epochs", 1, *argv)
+    files = sorted((tmp_path / "cache").glob("*.npy"))
+    made = files[0].stat().st_mtime_ns
+    second = run_script("methods/cached_kd", "--epochs", 2, *argv)
+    assert sorted((tmp_path / "cache").glob("*.npy")) == files and len(files) == 1 and files[0].stat().st_mtime_ns == made
+    forward = rows(run_script("methods/kd", "--epochs", 1, *argv[:-2]))[-1]["flops"] - rows(
+        run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path))[-1]["flops"]
+    for folder in (first, second):
+        assert rows(folder)[0]["flops"] == 2 * forward        # two views of 320 images; kd looks at 320 in an epoch
+    table = np.load(files[0])
+    assert table.shape == (320, 2, 20) and table.dtype == np.float16 and np.abs(table).min(2).all()
+
+
+def test_shrink_perturb_by_hand():
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[10.0, 20.0]]))
+        model.bias.fill_(30)
+    shrink_perturb.shrink_perturb(model, {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])},
+                                  args(shrink=0.4, perturb=0.1))
+    assert model.weight.tolist() == [pytest.approx([1.4, 2.8])] and model.bias.item() == pytest.approx(4.2)
+
+
+def test_dash_by_hand():
+    """Cosines .6, -1 and 1 of three kernels; lambda .3; a bias as one group."""
+    model = nn.Sequential(nn.Conv2d(3, 1, (1, 2), bias=False), nn.Flatten(), nn.Linear(1, 2), nn.BatchNorm1d(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]], [[3.0, 4.0]]]]))
+        model[2].weight.copy_(torch.tensor([[5.0], [-5.0]]))
+        model[2].bias.copy_(torch.tensor([1.0, 1.0]))
+    negative = {"0.weight": torch.tensor([[[[0.6, 0.8]], [[0.0, -1.0]], [[6.0, 8.0]]]]),
+                "2.weight": torch.tensor([[1.0], [1.0]]), "2.bias": torch.tensor([1.0, 0.0])}
+    before = model[3].weight.clone()
+    dash.shrink(model, negative, 0.3)
+    assert model[0].weight.flatten().tolist() == pytest.approx([0.6, 0, 0, 0.6, 3, 4])
+    assert model[2].weight.flatten().tolist() == pytest.approx([5, -1.5])
+    assert model[2].bias.tolist() == pytest.approx([math.sqrt(0.5)] * 2) and torch.equal(model[3].weight, before)
+
+
+def test_dash_pays_for_one_pass(past, tmp_path):
+    folder = run_script("methods/dash", "--epochs", 1, "--seed", 1, "--past", past, "--results", tmp_path)
+    assert rows(folder)[1]["flops"] == 2 * rows(folder)[0]["flops"] > 0         # an epoch of training, after a pass like it
+
+
+def test_early_checkpoint_takes_the_nearest():
+    kept = {"e1": 0.125, "e2": 0.25, "e4": 0.5, "e6": 0.75}
+    assert [early_checkpoint.nearest(kept, at) for at in (0, 0.2, 0.6, 0.9, 1)] == ["e1", "e2", "e4", None, None]
+
+
+def test_matching_undoes_a_permutation():
+    """A network with its neurons permuted is the same function, and weight matching finds the permutation."""
+    model = models.build("resnet20", 10, generator(0, "weights"), torch.device("cpu")).eval()
+    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups, image = weight_average.neurons(model), torch.randn(2, 3, 32, 32, generator=generator(0, "image"))
+    expected, permuted = model(image), dict(original)
+    assert len(groups) == 9 + 3                               # inside each block, and what flows between them at each width
+    for number, axes in enumerate(groups.values()):
+        size = next(permuted[name].shape[axis] for name, axis in axes.items())
+        order = torch.randperm(size, generator=generator(number, "permute"))
+        permuted |= {name: permuted[name].index_select(axis, order) for name, axis in axes.items()}
+    model.load_state_dict(permuted)
+    torch.testing.assert_close(model(image), expected)        # the groups name all axes that belong together
+    found = weight_average.match(original, permuted, groups, seed=0)
+    assert all(torch.equal(found[name], original[name]) for name in original)
+    with pytest.raises(Refused, match="leave --match out"):
+        weight_average.neurons(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("options", [[], ["--match"]])
+def test_weight_average_runs_from_the_mean(options, past, tmp_path):
+    argv = ["--epochs", 0.5, "--past", past, "--results", tmp_path, "--refresh", 2, *options]
+    folder = run_script("methods/weight_average", *argv)
+    assert rows(folder)[0]["flops"] > 0 and np.isfinite(rows(folder)[0]["test/loss"])
+
+
+def test_layers_freeze_one_after_the_other(past, tmp_path):
+    chosen = args(first=0.25, last=0.75)
+    assert [layer_freeze.count_frozen(p, 5, chosen) for p in (0, 0.25, 0.375, 0.5, 0.74, 0.75, 1)] == [0, 1, 2, 3, 4, 5, 5]
+    folder = run_script("methods/layer_freeze", "--epochs", 2, "--seed", 1, "--past", past, "--results", tmp_path,
+                        "--first", 0.5, "--last", 0.5)
+    first, second = rows(folder)[1]["flops"], rows(folder)[2]["flops"] - rows(folder)[1]["flops"]
+    assert second < 0.4 * first                               # only the head learns: no backward pass through the trunk
+    weights = torch.load(folder / "final.pt", weights_only=True)
+    before = torch.load(folder / "checkpoints" / "e1.pt", weights_only=True)
+    same = {name for name in weights if torch.equal(weights[name], before[name])}
+    assert set(weights) - same == {"head.weight", "head.bias"}
+
+
+def test_selective_backprop_by_hand():
+    loss = torch.tensor([0.1, 9.0, 0.3, 0.2, float("nan"), 0.4])
+    index = torch.tensor([0, 2, 3, 4, 5])                     # example 1 is not in use
+    chance = selective_backprop.chances(loss, index, beta=2.0)
+    assert chance[index].tolist() == pytest.approx([0.25 ** 2, 0.75 ** 2, 0.5 ** 2, 1, 1])
+
+
+def test_infobatch_by_hand():
+    scores = torch.tensor([1.0, 1.0, 1.0, 1.0, 6.0, 8.0, float("inf")])         # mean of the known ones 3: four below
+    keep, weight = infobatch.prune(scores, torch.arange(7), 0.5, generator(0, "prune"))
+    assert keep[:4].sum() == 2 and keep[4:].all()
+    assert weight[keep].tolist() == [2, 2, 1, 1, 1]           # 1 / (1 - r), so that the expected gradient stays the same
+    keep, weight = infobatch.prune(scores, torch.arange(7), 0.0, generator(0, "prune"))
+    assert keep.all() and torch.equal(weight, torch.ones(7))
+
+
+def test_infobatch_passes_over_all_at_the_end(past, tmp_path):
+    folder = run_script("methods/infobatch", "--epochs", 4, "--seed", 1, "--past", past, "--results", tmp_path)
+    steps = np.diff([row["steps"] for row in rows(folder)])
+    assert (steps[:3] < 10).all() and steps[3] >= 10          # the last epoch's middle is at 3.5 of 4: .875
+
+
+def test_forgetting_and_pruning_by_hand():
+    correct = torch.tensor([[1.0, 0, 0, 1, float("nan")], [0, 0, 1, 1, float("nan")], [1, 0, 0, 1, float("nan")],
+                            [0, 0, 1, 1, float("nan")]])
+    events = data_prune.forgetting(correct)
+    assert events[:4].tolist() == [2, 4, 1, 0] and events[4].isnan()            # never learnt counts most: 4 epochs
+    assert data_prune.highest(events, torch.arange(5), 0.4).tolist() == [0, 1, 4]
+    assert data_prune.highest(events, torch.tensor([0, 2, 3]), 0.34).tolist() == [0, 2]
+
+
+def test_rho_loss_charges_for_its_past_runs_and_needs_unseen_examples(past, folds, tmp_path):
+    folder = run_script("methods/rho_loss", "--epochs", 1, "--seed", 1, "--past", folds, "--results", tmp_path)
+    scratch = run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path)
+    theirs = sum(rows(path.parent)[-1]["flops"] for path in folds.rglob("config.json"))
+    epoch = rows(scratch)[1]["flops"]
+    scoring = rows(folder)[0]["flops"] - theirs               # a forward pass over 320 examples
+    assert 0 < scoring < 0.4 * epoch
+    assert rows(folder)[1]["flops"] - rows(folder)[0]["flops"] == pytest.approx(scoring + epoch / 2, rel=1e-6)
+    with pytest.raises(Refused, match="not:1/5"):
+        run_script("methods/rho_loss", "--epochs", 1, "--past", past, "--results", tmp_path / "other")
+
+
+def test_curriculum_by_hand():
+    loss, index = torch.tensor([0.5, 0.1, float("nan"), 0.2, 0.3]), torch.arange(5)
+    chosen = args(start=0.4, full=0.5)
+    assert curriculum.pool(index, loss, 0, chosen).tolist() == [1, 3, 1, 3, 1]  # the two easiest fill an epoch
+    assert curriculum.pool(index, loss, 0.25, chosen).tolist() == [0, 1, 3, 4, 0]               # 70 % of 5, rounded to 4
+    assert curriculum.pool(index, loss, 0.5, chosen).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_schedule_begins_where_the_loss_had_fallen():
+    table = [{"epoch": 0}, *({"epoch": e, "train/loss": loss} for e, loss in ((1, 4.0), (2, 3.0), (4, 2.0)))]
+    assert schedule_reuse.beginning(table, 0.25) == pytest.approx(1.5 / 4)      # 3.5 lies in the middle of epochs 1 and 2
+    assert schedule_reuse.beginning(table, 0.75) == pytest.approx(3 / 4)
+    assert schedule_reuse.beginning(table, 0) == 0
+
+
+def test_lawa_is_the_mean_of_the_last_snapshots(tmp_path):
+    folder = run_script("baselines/lawa", "--epochs", 1, "--seed", 1, "--results", tmp_path, "--snapshots", 2, "--apart", 0)
+    last = run_script("baselines/lawa", "--epochs", 1, "--seed", 1, "--results", tmp_path, "--snapshots", 1, "--apart", 0)
+    assert not torch.equal(*(torch.load(f / "final.pt", weights_only=True)["head.weight"] for f in (folder, last)))
+    model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    snapshots = torch.stack([lawa.flat(model), lawa.flat(model) + 1])
+    lawa.set_mean(average, model, snapshots)
+    assert average.weight.tolist() == [1.5, 1.5] and average.running_mean.tolist() == [0.5, 0.5]
+
+
+def test_arguments_refuse_what_makes_no_sense(past, capsys):
+    for script, option, value in (("methods/cached_kd", "--views", 163), ("methods/dkd", "--beta", -1),
+                                  ("methods/infobatch", "--ratio", 1.5), ("methods/born_again", "--term", "kd")):
+        with pytest.raises(SystemExit):
+            parse(script, "--past", past, option, value)
+        assert option in capsys.readouterr().err
