@@ -52,7 +52,7 @@ def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -
 
 
 THREE = (0, 1, 2)
-# Best of cifar100-mini-tuning; budget 2 as budget 1 until its three tuning runs are made.
+# Best of cifar100-mini-tuning.
 MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 

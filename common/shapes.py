@@ -16,10 +16,10 @@ CLASSES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES
 COARSE = SHAPES
 COARSE_OF = tuple(fine // len(TEXTURES) for fine in range(len(CLASSES)))
 
-TRAIN_SIZE, TRAIN_SEED = 3000, 1
+TRAIN_SIZE, TRAIN_SEED = 2000, 1
 TEST_SIZE, TEST_SEED = 1000, 2
 
-MAX_TILT = 0.5      # radians from upright; sets the difficulty: with any tilt, three epochs learn hardly any shapes
+MAX_TILT = 0.35     # radians from upright; sets the difficulty: with any tilt, three epochs learn hardly any shapes
 CHUNK = 64          # images drawn at a time: their float32 planes stay in the second-level cache
 BEHIND = 4          # plain distractors under the object; one more lies over it
 

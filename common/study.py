@@ -21,6 +21,7 @@ import common.step  # noqa: F401                              # with all that th
 from common.files import Refused, read_json, write_json
 from common.past import find_runs
 from common.plans import ROOT, plan, studies
+from common.tasks import TASKS
 
 
 def cores() -> int:
@@ -160,6 +161,8 @@ def make(root: Path, chosen: dict, jobs: int) -> None:
         SystemExit: code 1 where runs failed, 128 + the signal's number where it was stopped.
     """
     importlib.import_module("torch.utils.tensorboard")        # once, for all runs
+    if any(not (root / run["folder"] / "summary.json").exists() for run in chosen["past"] + chosen["runs"]):
+        TASKS[chosen["task"]].read("data")                    # likewise: forked runs find it read
     queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]))
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:

@@ -4,6 +4,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from common.seeding import generator
 class Task:
     """load(args, device) -> Data; build(args, data) -> model; the others are documented where they are defined below."""
 
+    read: Callable
     load: Callable
     build: Callable
     loss: Callable
@@ -83,22 +85,26 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
     return {"test/accuracy": correct.item() / len(split), "test/loss": loss.item() / len(split)}
 
 
-def load_shapes(args, device: torch.device) -> Data:
-    """The embedded data set: rendered in about a second, nothing is downloaded."""
-    def arrays(split):
-        return split["image"].transpose(0, 2, 3, 1), split["fine"], split["coarse"]
-    train = shapes.render(shapes.TRAIN_SIZE, shapes.TRAIN_SEED)
-    test = shapes.render(shapes.TEST_SIZE, shapes.TEST_SEED)
-    return assemble(arrays(train), arrays(test), args, device)
+@lru_cache(maxsize=2)
+def rendered(n: int, seed: int) -> tuple:
+    """Images [N, H, W, 3] uint8, fine [N], coarse [N]; kept, for the runs of a study that are forked from one process."""
+    split = shapes.render(n, seed)
+    return split["image"].transpose(0, 2, 3, 1), split["fine"], split["coarse"]
 
 
-def load_cifar100(args, device: torch.device) -> Data:
-    """CIFAR-100 (Krizhevsky 2009) from --data-dir, downloaded there where it is not."""
+def read_shapes(data_dir: str) -> tuple:
+    """The embedded data set, train and test: rendered in about a second, nothing is downloaded."""
+    return rendered(shapes.TRAIN_SIZE, shapes.TRAIN_SEED), rendered(shapes.TEST_SIZE, shapes.TEST_SEED)
+
+
+@lru_cache(maxsize=1)
+def read_cifar100(data_dir: str) -> tuple:
+    """CIFAR-100 (Krizhevsky 2009), train and test as `rendered`; downloaded to `data_dir` where it is not there. Kept, too."""
     from torchvision.datasets import CIFAR100  # costs a second; `shapes` needs none of it
 
     def arrays(train):
         try:
-            found = CIFAR100(args.data_dir, train=train)
+            found = CIFAR100(data_dir, train=train)
         except RuntimeError:                                  # not there, or not with the official MD5 sums
             found = download(train)
         except Exception as error:                            # unpickling damaged files can raise anything
@@ -112,25 +118,29 @@ def load_cifar100(args, device: torch.device) -> Data:
             raise Refused(f"{folder} is incomplete or damaged: its files do not have CIFAR-100's official MD5 sums. "
                           "Delete it, and it is downloaded again.")
         try:
-            return CIFAR100(args.data_dir, train=train, download=True)
+            return CIFAR100(data_dir, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise Refused(f"CIFAR-100 is not in {folder}, and its download failed ({error}). Put cifar-100-python.tar.gz "
-                          f"from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked, into {args.data_dir}, or name "
+                          f"from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked, into {data_dir}, or name "
                           "the folder that holds cifar-100-python/ with --data-dir.") from None
 
-    folder = Path(args.data_dir) / "cifar-100-python"
+    folder = Path(data_dir) / "cifar-100-python"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / ".cifar100.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)                      # one run downloads, those beside it wait
-        train, test = arrays(True), arrays(False)
-    return assemble(train, test, args, device)
+        return arrays(True), arrays(False)
+
+
+def load_with(read: Callable) -> Callable:
+    """load(args, device) -> Data of a task whose `read(data_dir)` returns the arrays of both splits."""
+    return lambda args, device: assemble(*read(args.data_dir), args, device)
 
 
 CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output,
                   "stats": classification_stats, "evaluate": evaluate_classifier}
 TASKS = {
-    "shapes": Task(load=load_shapes, **CLASSIFICATION,
+    "shapes": Task(read=read_shapes, load=load_with(read_shapes), **CLASSIFICATION,
                    defaults={"model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.2, "weight_decay": 5e-4}),
-    "cifar100": Task(load=load_cifar100, **CLASSIFICATION,
+    "cifar100": Task(read=read_cifar100, load=load_with(read_cifar100), **CLASSIFICATION,
                      defaults={"model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4}),
 }

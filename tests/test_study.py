@@ -63,7 +63,11 @@ def test_plans_match_the_contract():
         folders = [r["folder"] for r in made["past"] + made["runs"]]
         assert len(folders) == len(set(folders)), name
         assert all(shlex.split(r["command"])[1][:-3] in SCRIPTS for r in made["runs"])
-        assert [r["seed"] for r in made["past"]] == ([] if planned.tuning else [100, 101, 102, 103, 104])
+        folds = [r for r in made["past"] if r["folder"].startswith("folds/")]
+        assert [f"--subset not:{k}/5" in r["command"] for k, r in enumerate(folds, 1)] == [True] * len(folds)
+        assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
+        past = [r for r in made["past"] if r not in folds]
+        assert [r["seed"] for r in past] == ([] if planned.tuning else [100, 101, 102, 103, 104])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
     assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2)           # STUDIES: scratch 4 budgets, six methods 3, one 2; 3 seeds
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
