@@ -1,0 +1,1 @@
+"""Measures how fast the training loop is: `python -m common.speed`."""

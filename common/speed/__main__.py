@@ -1,0 +1,188 @@
+"""How fast the training loop is against textbook ones, and what a step of every script costs: `python -m common.speed`.
+
+All loops train the same model on the same images, take turns within one process, and are compared by medians. `convolutions`
+is no training: the convolutions of a step alone, forward and backward, as the bound that nothing else in a step can beat.
+"""
+import argparse
+import ctypes
+import importlib
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import models
+from common.clock import Clock
+from common.files import write_json
+from common.log import read_rows
+from common.machine import code_version, device_name, versions
+from common.plans import FOLDS, ROOT, every_script
+from common.report.markdown import table
+from common.speed.loops import PHASES, build_loops
+from common.tasks import TASKS
+
+LOOPS = ("textbook", "textbook_amp", "eager", "compiled")
+
+
+def measure_loops(loops: dict, rounds: int, steps: int, bar: tqdm) -> dict[str, dict]:
+    """Seconds of a step of each loop, its phases and FLOPs: medians over rounds in which each loop takes `steps` steps."""
+    clock = Clock(loops["eager"].run.device)                  # its elapsed() waits for the device
+    seconds = {name: [] for name in loops}
+    parts = {name: {phase: [] for phase in PHASES} for name in loops}
+    for loop in loops.values():
+        for _ in range(2):
+            loop.step()
+        bar.update()
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            begin = clock.elapsed()
+            for _ in range(steps):
+                loop.step()
+            seconds[name].append((clock.elapsed() - begin) / steps)
+            if hasattr(loop, "phases"):
+                before = clock.elapsed()
+                for phase in loop.phases():
+                    now = clock.elapsed()
+                    parts[name][phase].append(now - before)
+                    before = now
+            bar.update()
+    batch, flops = loops["eager"].run.args.batch_size, loops["eager"].flops()
+    found = {}
+    for name in loops:
+        median = statistics.median(seconds[name])
+        found[name] = {"seconds": median, "images_per_second": batch / median, "flops_per_second": flops / median,
+                       "milliseconds": {phase: 1e3 * statistics.median(v) for phase, v in parts[name].items() if v}}
+    for row in found.values():
+        row["over_textbook"] = found["textbook"]["seconds"] / row["seconds"]
+        row["share_of_convolutions"] = found["convolutions"]["seconds"] / row["seconds"]
+    return found
+
+
+def peak_memory(options: list[str], name: str) -> int:
+    """Bytes that steps of a loop add at most to a process of its own: allocated on a GPU, else resident; 0 where nobody says."""
+    command = [sys.executable, "-m", "common.speed", *options, "--memory-of", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def print_memory(options: list[str], name: str) -> None:
+    def resident(field):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+    with tempfile.TemporaryDirectory() as folder:
+        loop = build_loops(options, folder, list(dict.fromkeys(["eager", name])))[name]
+        on_linux = Path("/proc/self/clear_refs").exists()
+        if on_linux:
+            ctypes.CDLL(None).malloc_trim(0)                  # what loading the data has left free
+            before = resident("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")     # the peak counts from here
+        for _ in range(3):
+            loop.step()
+        on_gpu = torch.device(options[-1]).type == "cuda"
+        print(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before if on_linux else 0)
+
+
+def measure_steps(options: list[str], folder: str, scripts: list[str], epochs: int, bar: tqdm) -> dict[str, dict]:
+    """Counted seconds and FLOPs of a step of each script, from runs that take turns with scratch's; preparation apart."""
+    def run(script, name, *more):
+        module = importlib.import_module(script.replace("/", "."))
+        args = module.parser().parse_args([*options, "--results", f"{folder}/{name}", *more])
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            module.main(args)
+        bar.update()
+        rows = read_rows(next(Path(folder, name).rglob("metrics.jsonl")).parent)
+        pairs = list(zip(rows[1:], rows[2:], strict=False))   # the first epoch warms up
+        each = [{key: (b[key] - a[key]) / (b["steps"] - a["steps"]) for key in ("seconds", "flops")} for a, b in pairs]
+        return {"seconds": statistics.median(e["seconds"] for e in each), "flops": statistics.mean(e["flops"] for e in each),
+                "preparation_flops": rows[0]["flops"]}
+
+    for fold in (1, 2):
+        run("baselines/scratch", f"past{fold}", "--seed", str(99 + fold), "--epochs", "2")
+        run("baselines/scratch", f"fold{fold}", "--seed", str(99 + fold), "--epochs", "2", "--subset", f"not:{fold}/2")
+    reuse = {kind: ["--past", f"{folder}/{kind}1", f"{folder}/{kind}2"] for kind in ("past", "fold")}
+    found, length = {}, ["--epochs", str(epochs)]
+    base = run("baselines/scratch", "scratch", *length)
+    for number, script in enumerate(scripts):
+        needs = importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
+        more = reuse["fold" if script in FOLDS else "past"] if needs else []
+        mine = run(script, f"steps{number}", *length, *more)
+        after = run("baselines/scratch", f"scratch{number}", *length)
+        scratch = (base["seconds"] + after["seconds"]) / 2    # of the runs just before and after
+        found[script.split("/")[1]] = mine | {"over_scratch": mine["seconds"] / scratch,
+                                              "flops_over_scratch": mine["flops"] / base["flops"]}
+        base = after
+    return found
+
+
+def report(found: dict) -> str:
+    """Both tables, as Markdown."""
+    def line(name, row):
+        phases = [f"{row['milliseconds'][phase]:.1f}" if phase in row["milliseconds"] else "" for phase in PHASES]
+        peak = f"{row['peak_bytes'] / 2 ** 20:,.0f}" if "peak_bytes" in row else ""
+        return [f"`{name}`", f"{row['images_per_second']:,.0f}", f"{row['over_textbook']:.2f}",
+                f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['share_of_convolutions']:.0%}", *phases, peak]
+
+    head = ["Loop", "Images/s", "Over textbook", "GFLOP/s", "Of the convolutions' speed"]
+    text = table([*head, *(f"{phase.capitalize()}, ms" for phase in PHASES), "Peak memory, MiB"],
+                 [line(*item) for item in found["loops"].items()])
+    if found["steps"]:
+        text += "\n\n" + table(["Script", "Step over scratch, seconds", "Step over scratch, FLOPs"], [
+            [f"`{name}`", f"{row['over_scratch']:.2f}", f"{row['flops_over_scratch']:.2f}"]
+            for name, row in found["steps"].items()])
+    where = found["machine"]
+    return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), torch "
+                   f"{where['torch']}, commit {where['commit'][:10]}{', changed' if where['dirty'] else ''}.\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m common.speed", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", default="resnet56", choices=models.MODELS, help="architecture (default: resnet56)")
+    add("--batch-size", type=int, default=128, metavar="B", help="examples in a step (default: 128)")
+    add("--task", default="shapes", choices=TASKS, help="data set (default: shapes)")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default: data)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
+    add("--rounds", type=int, default=9, help="turns of each loop, of which the median counts (default: 9)")
+    add("--steps", type=int, default=3, help="steps in a turn (default: 3)")
+    add("--loops", nargs="+", default=LOOPS, choices=LOOPS, metavar="NAME", help="loops to measure (default: all)")
+    add("--scripts", nargs="*", metavar="NAME", help="scripts whose step to measure, such as kd (default: all)")
+    add("--json", metavar="FILE", help="also write everything measured there")
+    add("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    options = ["--model", args.model, "--batch-size", str(args.batch_size), "--task", args.task, "--data-dir", args.data_dir,
+               "--device", args.device]
+    if args.memory_of:
+        return print_memory(options, args.memory_of)
+    known = every_script()
+    scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
+    names = [*(name for name in LOOPS if name in {"textbook", "eager", *args.loops}), "convolutions"]
+    total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) if scripts else 0)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", file=sys.stderr) as bar:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            built = build_loops(options, folder, names)
+        loops = measure_loops(built, args.rounds, args.steps, bar)
+        for name in names[:-1]:
+            loops[name]["peak_bytes"] = peak_memory(options, name)
+            bar.update()
+        small = [*options, *(["--subset", "share:0.02"] if args.task == "cifar100" else ["--subset", "half"])]
+        steps = measure_steps(small, folder, scripts, 3, bar) if scripts else {}
+    device = torch.device(args.device)
+    found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,
+             "minutes": (time.perf_counter() - begin) / 60,
+             "machine": {"device": device_name(device), "threads": torch.get_num_threads()} | versions() | code_version()}
+    print(report(found))
+    if args.json:
+        write_json(Path(args.json), found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The speed table: every loop trains, FLOPs are those worked out by hand; seconds are nobody's business here."""
+import json
+
+import pytest
+import torch
+
+from common.machine import keep_memory
+from common.speed.__main__ import main
+from common.speed.loops import build_loops
+
+
+def test_a_table_and_its_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("common.speed.__main__.peak_memory", lambda options, name: 2 ** 20)      # a process each: seconds
+    main(["--model", "resnet8", "--batch-size", "32", "--rounds", "1", "--steps", "1", "--loops", "textbook_amp",
+          "--scripts", "kd", "infobatch", "--device", "cpu", "--json", str(tmp_path / "speed.json")])
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert list(found["loops"]) == ["textbook", "textbook_amp", "eager", "convolutions"]
+    for name, row in found["loops"].items():
+        assert row["images_per_second"] > 0 and row["over_textbook"] > 0
+        assert set(row["milliseconds"]) == (set() if name == "convolutions" else {"data", "forward", "backward", "optimizer"})
+    assert set(found["steps"]) == {"kd", "infobatch"} and found["machine"]["commit"]
+    # forward 1/3 of a step but for the first convolution, whose input needs no gradient
+    assert found["steps"]["kd"]["flops_over_scratch"] == pytest.approx(1.34, abs=0.01)
+    assert found["steps"]["infobatch"]["flops_over_scratch"] == pytest.approx(1, rel=1e-9)
+    text = capsys.readouterr().out
+    assert "| `textbook_amp` |" in text and "| `kd` |" in text and "resnet8, batch 32" in text
+
+
+def test_loops_train_the_same_model_and_convolutions_are_those_of_a_step(tmp_path):
+    options = ["--model", "resnet8", "--batch-size", "32", "--task", "shapes", "--device", "cpu"]
+    loops = build_loops(options, str(tmp_path), ["textbook", "eager", "convolutions"])
+    weights = {name: [p.detach().clone() for p in loops[name].model.parameters()] for name in ("textbook", "eager")}
+    assert all(torch.equal(a, b) for a, b in zip(*weights.values(), strict=True))
+    for name, before in weights.items():
+        loops[name].step()
+        assert not any(torch.equal(a, b) for a, b in zip(before, loops[name].model.parameters(), strict=True) if a.ndim > 1)
+    assert len(loops["convolutions"].calls) == 9              # stem, six in blocks, two shortcuts
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        loops["convolutions"].step()
+    head = 3 * 2 * 32 * 64 * 20                               # the linear layer, forward and both gradients
+    assert counter.get_total_flops() == loops["eager"].flops() - head
+
+
+def test_keeping_memory_can_be_asked_for_anywhere():
+    keep_memory()
+    assert torch.ones(1000).sum() == 1000
