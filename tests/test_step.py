@@ -170,12 +170,17 @@ def test_the_clock_stops_only_for_untimed():
         with clock.untimed("data"):                           # inside another: nothing of its own
             time.sleep(0.05)
         assert clock.counted() == inside
-    with clock.prepare("scores"):
+    with clock.prepare("scores") as call:
         time.sleep(0.03)
-        torch.ones(2, 3) @ torch.ones(3, 5)
+        product = [call(torch.mm, torch.ones(n, 3), torch.ones(3, 5)) for n in (2, 2, 4)]       # counted once per shape
+    assert torch.equal(product[0], product[1]) and product[2].shape == (4, 5)
     assert clock.untimed_seconds["eval"] >= 0.1 and clock.untimed_seconds["data"] == 0
     assert 0.03 <= clock.preparation_seconds["scores"] <= clock.counted() < clock.elapsed() - 0.1 + 1e-3
-    assert clock.flops == {"training": 0, "preparation": 2 * 2 * 3 * 5}
+    assert clock.flops == {"training": 0, "preparation": 2 * (2 + 2 + 4) * 3 * 5}
+    counted, untimed = clock.counted(), dict(clock.untimed_seconds)
+    clock.charge("cache", seconds=7.0, flops=11)              # as if it had been done here
+    assert 7 <= clock.counted() - counted < 7.1 and clock.untimed_seconds == untimed
+    assert clock.preparation_seconds["cache"] == 7 and clock.flops["preparation"] == 240 + 11
     with pytest.raises(ValueError, match="data, compile, eval, checkpoint"), clock.untimed("teacher"):
         pass
 
