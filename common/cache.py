@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from common.files import Refused, read_json, unwritable, write_json
+from common.ranks import world
 
 
 def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callable) -> Tensor:
@@ -48,8 +49,8 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
                 except OSError as error:
                     partial.unlink(missing_ok=True)
                     raise unwritable(path, error) from None
-            write_json(price, {"seconds": run.clock.counted() - seconds, "flops": run.clock.flops["preparation"] - flops,
-                               "key": key})
+            flops = (run.clock.flops["preparation"] - flops) // world()         # one rank made it for all
+            write_json(price, {"seconds": run.clock.counted() - seconds, "flops": flops, "key": key})
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

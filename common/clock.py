@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import ranks
+
 UNTIMED = ("data", "compile", "eval", "checkpoint")
 
 
@@ -64,7 +66,7 @@ class Clock:
                 with FlopCounterMode(display=False) as counter:
                     result = function(*args)
                 known[key] = counter.get_total_flops()
-            self.flops["preparation"] += known[key]
+            self.flops["preparation"] += known[key] * ranks.world()     # every rank prepares for itself
             return result
 
         yield call

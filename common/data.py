@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import ranks
 from common.amp import amp_dtype
 from common.files import Refused
 from common.seeding import generator
@@ -256,11 +257,13 @@ def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None, wei
         order = {"index": index, "view": view, "weight": factor}
         run.rest = {name: torch.cat([run.leftover[name], order[name]]) for name in order} | {"done": 0}
     rest, size = run.rest, run.args.batch_size
+    part = size // ranks.world()                              # of the global batch, which all ranks compose alike
     batches = len(rest["index"]) // size
     index, view, factor = (rest[name].to(split.device) for name in ("index", "view", "weight"))
     while rest["done"] < batches:
         run.stop_if_asked()
-        at = slice(rest["done"] * size, (rest["done"] + 1) * size)
+        begin = rest["done"] * size + ranks.rank() * part
+        at = slice(begin, begin + part)
         progress = (epoch - 1 + span * rest["done"] / batches) / run.args.epochs
         rest["done"] += 1
         shown = view[at] if views is None else views[index[at], view[at]]

@@ -66,11 +66,11 @@ def rebuild_tensorboard(folder: Path) -> None:
 class Bar:
     """Progress of a run on the terminal: examples, images/s, time left, last loss and accuracy; nothing elsewhere."""
 
-    def __init__(self, name: str, batch: int):
+    def __init__(self, name: str, batch: int, hidden: bool = False):
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         self.batch = batch
         self.bar = tqdm(desc=name, unit=" images", unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr,
-                        disable=None)
+                        disable=hidden or None)               # None: where standard error is no terminal
 
     def start(self, examples: int, progress: float) -> None:
         self.bar.total = round(examples / progress) if progress else None

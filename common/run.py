@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common import ranks
 from common.amp import amp_dtype
 from common.args import PLACE, folder_name, recorded
 from common.clock import Clock
@@ -22,6 +23,7 @@ from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import code_version, device_name, keep_memory, versions
 from common.past import PastRun, read_config
 
+AGREE = 20                                                    # steps after which ranks ask each other for signals
 CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
 
 
@@ -34,9 +36,10 @@ class Run:
     """
 
     def __init__(self, args):
-        self.args, self.device = args, torch.device(args.device)
+        self.args, self.device = args, ranks.begin(args.device)
         keep_memory()
         self.clock = Clock(self.device)
+        self.writes = ranks.rank() == 0
         self.untimed, self.prepare, self.charge = self.clock.untimed, self.clock.prepare, self.clock.charge
         self.amp = amp_dtype(args.no_amp, self.device)
         self.past_names = [read_config(folder)["name"] for folder in args.past_folders]
@@ -51,31 +54,29 @@ class Run:
         self.state: dict = {}                                 # what the script asked to checkpoint
         self.rows: list[dict] = []
         self.asked_to_stop = 0                                # number of the signal that did
-        self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile} | versions()
+        self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile,
+                      "ranks": ranks.world()} | versions()
+        if args.batch_size % ranks.world():
+            raise Refused(f"--batch-size {args.batch_size} cannot be shared equally by {ranks.world()} ranks: choose a multiple.")
         self.config = self._open()
-        self.bar = Bar(self.name, args.batch_size)
+        self.bar = Bar(self.name, args.batch_size, hidden=not self.writes)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        if args.inherited:
+        if args.inherited and self.writes:
             print("from --past: " + ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in args.inherited.items()))
-        if f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
+        if self.writes and f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
             print(f"warning: a past run has this run's own seed {args.seed}, so the same initial weights and data order; "
                   "give past runs seeds of their own (100, 101, ...).", file=sys.stderr)
 
     def _open(self) -> dict:
         """Locks the folder, writes or checks config.json."""
-        device = {"type": self.device.type, "name": device_name(self.device), "threads": torch.get_num_threads()}
+        device = {"type": self.device.type, "name": device_name(self.device), "threads": torch.get_num_threads(),
+                  "ranks": ranks.world()}
         config = {"method": self.args.method, "name": self.name, "args": recorded(self.args, self.past_names),
                   "command": shlex.join(["python", *sys.argv]), **code_version(), "versions": versions(),
                   "device": device, "past": self.past_names, "created": time.time()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")      # open to the end: the system drops the lock with the process
-        except OSError as error:
-            raise Refused(f"cannot make {self.folder}: {error.strerror}. Choose another --results.") from None
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"{self.folder} is in use by another process: wait for it, or give this run a --tag.") from None
+        if self.writes:
+            self._lock()
+        ranks.wait()
         if not (self.folder / "config.json").exists():
             return config                                     # written when training begins: a refused run leaves none
         old = read_json(self.folder / "config.json")
@@ -85,6 +86,8 @@ class Run:
                               f"({old.get('args', {}).get(name)!r}, now {value!r}): give this run a --tag or other --results.")
         if (self.folder / "summary.json").exists():
             score = read_json(self.folder / "summary.json")["test"]
+            if not self.writes:
+                raise SystemExit(0)
             (self.folder / "last.pt").unlink(missing_ok=True)  # of a run killed between its summary and this line
             print(f"{self.folder} is finished already ({', '.join(f'test {k} {v:.4g}' for k, v in score.items())}): delete it "
                   "to run it again.")
@@ -96,6 +99,17 @@ class Run:
                   file=sys.stderr)
         here = {"commit": config["commit"], "dirty": config["dirty"]}
         return old | {"resumed": [*old.get("resumed", []), here]}
+
+    def _lock(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")      # open to the end: the system drops the lock with the process
+        except OSError as error:
+            raise Refused(f"cannot make {self.folder}: {error.strerror}. Choose another --results.") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{self.folder} is in use by another process: wait for it, or give this run a --tag.") from None
 
     def past(self, data: Data) -> list[PastRun]:
         """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around."""
@@ -125,6 +139,8 @@ class Run:
                 self._save(epoch + 1)
 
     def _write_weights(self, file: str, model: nn.Module) -> None:
+        if not self.writes:
+            return
         weights = {k: w.detach().cpu() for k, w in model.state_dict().items()}
         if self.args.slim:                                    # batch norm's tensors are small and keep their range
             weights = {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
@@ -133,6 +149,8 @@ class Run:
     def _save(self, next_epoch: int) -> None:
         """last.pt: everything that is needed to go on with `next_epoch`, bit for bit."""
         state = {name: value if isinstance(value, Tensor) else value.state_dict() for name, value in self.state.items()}
+        if not self.writes:
+            return
         own = {"steps": self.steps, "examples": self.examples, "leftover": self.leftover, "rest": self.rest}
         write_torch(self.folder / "last.pt", {"epoch": next_epoch, "rows": len(self.rows), "run": own, "state": state,
                                               "clock": self.clock.state_dict(), "where": self.where})
@@ -141,11 +159,14 @@ class Run:
         """Loads last.pt where there is one; returns the epoch to go on with."""
         with self.untimed("checkpoint"):
             path = self.folder / "last.pt"
-            if not path.exists():
-                for stale in map(self.folder.joinpath, ("tb", "examples", "checkpoints")):
-                    shutil.rmtree(stale, ignore_errors=True)
-                write_json(self.folder / "config.json", self.config)
-                self.board = TensorBoard(self.folder, self.config, [])
+            begun = path.exists()
+            ranks.wait()                                      # before rank 0 writes anything
+            if not begun:
+                if self.writes:
+                    for stale in map(self.folder.joinpath, ("tb", "examples", "checkpoints")):
+                        shutil.rmtree(stale, ignore_errors=True)
+                    write_json(self.folder / "config.json", self.config)
+                    self.board = TensorBoard(self.folder, self.config, [])
                 return 0
             try:
                 last = torch.load(path, map_location="cpu", weights_only=True)
@@ -161,10 +182,12 @@ class Run:
             for name, value in own.items():
                 setattr(self, name, value)
             self.clock.load_state_dict(clock)
-            write_json(self.folder / "config.json", self.config)
             self.rows = read_rows(self.folder)[:last["rows"]]
-            write_rows(self.folder, self.rows)
-            self.board = TensorBoard(self.folder, self.config, self.rows)
+            ranks.wait()                                      # until all have read
+            if self.writes:
+                write_json(self.folder / "config.json", self.config)
+                write_rows(self.folder, self.rows)
+                self.board = TensorBoard(self.folder, self.config, self.rows)
             self.bar.start(self.examples, max((last["epoch"] - 1) / self.args.epochs, 0))
             return last["epoch"]
 
@@ -175,30 +198,35 @@ class Run:
 
     def stop_if_asked(self) -> None:
         """Called between steps: after SIGTERM or Ctrl-C, checkpoints within the epoch and ends with exit code 143 or 130."""
-        if self.asked_to_stop:
+        number = self.asked_to_stop
+        if ranks.world() > 1:                                 # all stop at the same step
+            number = int(ranks.largest(number, self.device)) if self.steps % AGREE == 0 else 0
+        if number:
             with self.untimed("checkpoint"):
                 self._save(self.epoch)
             self._close()
-            print(f"stopped by {signal.Signals(self.asked_to_stop).name} after {self.steps} steps; the same command goes on from "
-                  "there.", file=sys.stderr)
-            raise SystemExit(128 + self.asked_to_stop)
+            if self.writes:
+                print(f"stopped by {signal.Signals(number).name} after {self.steps} steps; the same command goes on from there.",
+                      file=sys.stderr)
+            raise SystemExit(128 + number)
 
     def _close(self) -> None:
-        self.board.close()
         self.bar.close()
-        self.lock.close()
+        if self.writes:
+            self.board.close()
+            self.lock.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
     def count(self, flops: int, examples: int) -> None:
         """One step's FLOPs and examples."""
-        self.clock.flops["training"] += flops
+        self.clock.flops["training"] += flops * ranks.world()
         self.steps += 1
-        self.examples += examples
+        self.examples += examples * ranks.world()
 
     def record_examples(self, tables: dict[str, Tensor]) -> None:
         """Statistics of this epoch: name -> [N], NaN where unseen."""
-        if tables:                                            # none before training
+        if tables and self.writes:                            # none before training
             write_epoch(self.folder, self.epoch, tables)
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
@@ -209,7 +237,7 @@ class Run:
         """
         with self.untimed("eval"):
             row = {"epoch": min(epoch, self.args.epochs), "steps": self.steps, "examples": self.examples,
-                   "seconds": round(self.clock.counted(), 4), "flops": sum(self.clock.flops.values())}
+                   "seconds": round(ranks.largest(self.clock.counted(), self.device), 4), "flops": sum(self.clock.flops.values())}
             row |= {name: float(value) for name, value in metrics.items()}
             for name, value in row.items():
                 if not math.isfinite(value):
@@ -217,6 +245,8 @@ class Run:
                                   f"{self.args.lr:g}) or run with --no-amp.")
             row |= {f"time/{kind}": round(value, 4) for kind, value in self.clock.untimed_seconds.items()}
             self.rows.append(row)
+            if not self.writes:
+                return
             write_rows(self.folder, self.rows)
             try:
                 self.board.add(row)
@@ -227,7 +257,10 @@ class Run:
     def finish(self, model: nn.Module) -> None:
         """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line."""
         with self.untimed("checkpoint"):
-            counted = self.clock.counted()
+            counted = ranks.largest(self.clock.counted(), self.device)
+            if not self.writes:
+                self._close()
+                return ranks.end()
             self._write_weights("final.pt", model)
             merge(self.folder, self.data.examples, self.args.slim)
             last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
@@ -242,6 +275,7 @@ class Run:
                 "past_bytes": sum(sum(past.kept.values()) for past in self.past_runs),
                 "parameters": sum(p.numel() for p in model.parameters())})
         self._close()
+        ranks.end()
         (self.folder / "last.pt").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "examples", ignore_errors=True)
         scores = ", ".join(f"test {name} {value:.4f}" for name, value in last["test"].items())

@@ -7,6 +7,7 @@ import torch._dynamo  # noqa: F401                            # the first optimi
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import ranks
 from common.amp import autocast
 from common.data import Batch
 from common.files import Refused
@@ -73,8 +74,12 @@ class Step:
         if index is None:
             index, weight = batch.index, batch.weight
         else:
-            weight = batch.weight[(index[:, None] == batch.index).int().argmax(1)]
+            found = index[:, None] == batch.index             # not so where another rank composed that row
+            weight = torch.where(found.any(1), batch.weight[found.int().argmax(1)], 1.0)
         self.scaler.scale((loss * weight).mean()).backward()
+        if ranks.world() > 1:                                 # batch norm sees its own rank's rows, its statistics are shared
+            statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+            ranks.average_([p.grad for p in self.model.parameters() if p.grad is not None] + statistics)
         return loss, index, parts
 
     def _prepare(self, batch: Batch, loss_fn: LossFn) -> None:
@@ -104,16 +109,22 @@ class Step:
         Raises
             Refused: the loss was not finite.
         """
-        if not self.finite:
+        if ranks.largest(float(not self.finite), self.run.device):
             raise Refused(f"the loss became infinite or NaN in epoch {self.run.epoch} of {self.run.folder}: lower --lr "
                           f"(it is {self.run.args.lr:g}) or run with --no-amp.")
-        self.run.record_examples(self.recorded)
-        means = {f"train/{name}": table.nanmean().item() for name, table in self.recorded.items()}
+        tables = {name: self.table(name) for name in self.recorded}
+        self.run.record_examples(tables)
         self.recorded = {}
-        return means
+        return {f"train/{name}": table.nanmean().item() for name, table in tables.items()}
+
+    def table(self, name: str) -> Tensor:
+        """[N] what was recorded as `name` about each example in this epoch, NaN where unseen."""
+        unseen = torch.full((self.run.data.examples,), torch.nan, device=self.run.device)
+        return ranks.merged(self.recorded.get(name, unseen))
 
     def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recorded": self.recorded,
+        recorded = {name: ranks.everyone(table) for name, table in self.recorded.items()}           # [ranks * N]
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "recorded": recorded,
                 "scaler": self.scaler.state_dict(), "finite": self.finite}
 
     def load_state_dict(self, state: dict) -> None:
@@ -121,4 +132,5 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.finite = state["finite"].to(self.run.device)
-        self.recorded = {name: table.to(self.run.device) for name, table in state["recorded"].items()}
+        self.recorded = {name: table.view(ranks.world(), -1)[ranks.rank()].to(self.run.device)
+                         for name, table in state["recorded"].items()}

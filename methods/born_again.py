@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 from torch.nn import functional as F
 
+from common import ranks
 from common.args import arguments, weight
 from common.data import train_batches
 from common.run import Run
@@ -41,7 +42,7 @@ def soft_cross_entropy(output, p):
 def confidence_weighted(hard, p):
     """Cross-entropy [B] on the labels times the teacher's largest probability, weights of mean 1 (equation 9)."""
     confidence = p.max(1).values
-    return hard * confidence / confidence.mean()
+    return hard * confidence / ranks.everyone(confidence).mean()
 
 
 def permuted(p, noise):
@@ -59,7 +60,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     teacher = run.past(data)[0].model(run.device)             # frozen, eval mode
-    noise = torch.zeros(args.batch_size, len(data.classes), device=run.device)
+    noise = torch.zeros(args.batch_size // ranks.world(), len(data.classes), device=run.device)
 
     def distil(model, batch):                                 # one loss per example, and its named parts
         with torch.no_grad():
@@ -76,7 +77,8 @@ def main(args):
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch):
             if args.term == "dkpp":
-                noise.copy_(torch.rand(noise.shape, generator=generator(args.seed, "permute", run.steps)))
+                drawn = torch.rand(args.batch_size, len(data.classes), generator=generator(args.seed, "permute", run.steps))
+                noise.copy_(ranks.own(drawn))
             step(batch, distil, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

@@ -60,7 +60,7 @@ def main(args):
         keep, weight = prune(scores.cpu(), data.train.index, ratio, generator(args.seed, "prune", epoch))
         for progress, batch in train_batches(data.train, run, epoch, keep=keep, weight=weight):
             step(batch, plain, lr=args.lr * one_cycle(progress))
-        seen = step.recorded.get("loss", scores)              # [N] of this epoch, NaN where left out
+        seen = step.table("loss")                             # [N] of this epoch, NaN where left out
         scores.copy_(torch.where(seen.isnan(), scores, seen))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

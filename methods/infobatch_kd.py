@@ -65,7 +65,7 @@ def main(args):
         for progress, batch in train_batches(data.train, run, epoch, keep=keep, weight=weight):
             asks = draw[run.steps % len(draw)] < args.share
             step(batch, distil if asks else plain, lr=args.lr * one_cycle(progress))
-        seen = step.recorded.get("loss", scores)              # [N] of this epoch, NaN where left out
+        seen = step.table("loss")                             # [N] of this epoch, NaN where left out
         scores.copy_(torch.where(seen.isnan(), scores, seen))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

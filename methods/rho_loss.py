@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 
+from common import ranks
 from common.amp import autocast
 from common.args import arguments, share
 from common.data import all_batches, train_batches
@@ -57,7 +58,7 @@ def main(args):
         run.charge("past runs", fold.summary["seconds"]["counted"], sum(fold.summary["flops"].values()))
     with run.prepare("scores") as call:
         irreducible = unseen_loss(call, past, data, task, run)                  # [N]
-    kept = max(1, round(args.keep * args.batch_size))
+    kept = max(1, round(args.keep * args.batch_size / ranks.world())) * ranks.world()
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]
@@ -67,10 +68,12 @@ def main(args):
     def reducible(model, batch):                              # of the K examples kept
         with torch.no_grad():
             rho = task.loss(model(batch.image), batch.target) - irreducible[batch.index]            # [B]
-        at = rho.topk(kept).indices                           # [K]
-        output = model(batch.image[at].contiguous(memory_format=torch.channels_last))               # [K, C]
-        loss = task.loss(output, batch.target[at])            # [K]
-        return loss, {"index": batch.index[at]} | task.stats(output, batch.target[at])
+        at = ranks.own(ranks.everyone(rho).topk(kept).indices)                  # [K] in the batch of all ranks
+        index, view = ranks.everyone(batch.index)[at], ranks.everyone(batch.view)[at]               # [K] each
+        target = data.train.target[index]                     # [K]
+        output = model(data.train.images(index, view))        # [K, C]
+        loss = task.loss(output, target)                      # [K]
+        return loss, {"index": index} | task.stats(output, target)
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run

@@ -3,7 +3,7 @@
 Reuses   final weights of --past, its last features; any classes, any architecture
 Pays     one teacher forward pass per step, on the clock, and a B x B matrix of each model
 Source   Tung and Mori 2019, arXiv:1907.09682, equations 2 to 4; gamma 3000 as there
-Differs  only the last stage's features, as in RepDistiller's published numbers
+Differs  only the last stage's features, as in RepDistiller's published numbers; under torchrun, pairs within a rank's part
 Neutral  --gamma 0 is baselines/scratch.py, bit for bit
 
     python methods/similarity_kd.py --past results/cifar100-mini/past

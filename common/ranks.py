@@ -1,0 +1,98 @@
+"""Several processes on one run, as `torchrun` starts them; alone, each of these functions changes nothing.
+
+The global batch is composed on every rank and each takes its part, so that any number of ranks sees the same examples.
+"""
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.files import Refused
+
+
+def begin(device: str) -> torch.device:
+    """Joins the other ranks where torchrun has started this process; returns its device."""
+    found = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return found
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(found)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return found
+
+
+def end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """0 to world() - 1; only 0 writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor [B, ...] that every rank has whole; B is a multiple of world()."""
+    rows = len(tensor) // world()
+    return tensor[rank() * rows:(rank() + 1) * rows]
+
+
+def everyone(tensor: Tensor) -> Tensor:
+    """The rows [B / world(), ...] of all ranks, one after the other: [B, ...]; no gradient flows through it."""
+    if world() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    _together(dist.all_gather, parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Each tensor becomes its mean over the ranks, in one exchange."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([t.detach().flatten() for t in tensors])
+    _together(dist.all_reduce, flat)
+    flat /= world()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(mean.view_as(tensor))
+
+
+def largest(value: float, device: torch.device) -> float:
+    """The largest of the ranks' numbers. Synchronises with the device."""
+    if world() == 1:
+        return value
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    _together(dist.all_reduce, number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+def merged(table: Tensor) -> Tensor:
+    """[N] with NaN where this rank has recorded nothing -> [N] of what any has; the mean where several have."""
+    if world() == 1:
+        return table
+    both = torch.stack([table.nan_to_num(0.0), (~table.isnan()).float()])
+    _together(dist.all_reduce, both)
+    return both[0] / both[1]                                  # 0 / 0 is NaN: nobody's
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if world() > 1:
+        _together(dist.barrier)
+
+
+def _together(exchange, *args) -> None:
+    try:
+        exchange(*args)
+    except RuntimeError as error:
+        raise Refused(f"rank {rank()}: another rank of this job is gone ({str(error).splitlines()[0][:120]}). Start the same "
+                      "torchrun command again, with as many ranks: it goes on from the last checkpoint.") from None
