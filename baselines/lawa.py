@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 
-from common.args import arguments, share
+from common.args import arguments, count, share
 from common.data import train_batches
 from common.run import Run
 from common.step import Step, one_cycle, sgd
@@ -24,7 +24,7 @@ from common.tasks import TASKS
 
 def parser():
     parser = arguments(__file__, __doc__)
-    parser.add_argument("--snapshots", type=int, default=5, help="how many of the last snapshots are averaged")
+    parser.add_argument("--snapshots", type=count, default=5, help="how many of the last snapshots are averaged")
     parser.add_argument("--apart", type=share, default=0.01, help="share of the training (0..1) between two; 0: every step")
     return parser
 

@@ -34,6 +34,14 @@ def positive(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """argparse type: a whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
 def weight(text: str) -> float:
     """argparse type: a finite number, 0 or more."""
     value = float(text)

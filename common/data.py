@@ -182,17 +182,14 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
                   "(with numbers that fit the data set).")
 
 
-def all_batches(split: Split, size: int, view: int | Tensor = CENTER, shuffle: int | None = None) -> Iterator[Batch]:
+def all_batches(split: Split, size: int, view: int | Tensor = CENTER, order: Tensor | None = None) -> Iterator[Batch]:
     """Every example of a split once, the last batch smaller: for scores, caches and evaluation.
 
     Args
         view: of every example, or [N] of each.
-        shuffle: seed of their order; the data set's own otherwise.
+        order: indices [n] of the examples to go through instead.
     """
-    everything = split.index
-    if shuffle is not None:
-        everything = everything[torch.randperm(len(everything), generator=generator(shuffle, "pass"))]
-    for index in everything.to(split.device).split(size):
+    for index in (split.index if order is None else order).to(split.device).split(size):
         views = torch.full_like(index, view) if isinstance(view, int) else view[index]
         yield Batch(split.images(index, views), split.target[index], index, views, torch.ones(len(index), device=split.device))
 

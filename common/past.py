@@ -119,7 +119,10 @@ class PastRun:
 
     def digest(self) -> str:
         """64 hex digits that tell its final weights from any other's."""
-        return hashlib.sha256((self.folder / "final.pt").read_bytes()).hexdigest()
+        contents = (self.folder / "final.pt").read_bytes()
+        self.kept["final.pt"] = len(contents)
+        self.reused.add("model")
+        return hashlib.sha256(contents).hexdigest()
 
     def _check(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
         if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in model.state_dict().items()}:
@@ -136,6 +139,7 @@ class PastRun:
         """
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "weights")
         theirs, mine = self._read(file, kind), model.state_dict()
+        theirs = {name: w.to(mine[name].device) if name in mine else w for name, w in theirs.items()}
         if part == "trunk":
             fits = {k: w for k, w in theirs.items() if not k.startswith("head.") and k in mine and mine[k].shape == w.shape}
             left = sorted(set(mine) - set(fits))

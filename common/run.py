@@ -255,7 +255,14 @@ class Run:
             self.bar.show(row)
 
     def finish(self, model: nn.Module) -> None:
-        """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line."""
+        """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line.
+
+        Raises
+            Refused: the run has not made a single step.
+        """
+        if not self.steps:
+            raise Refused(f"{self.folder} has not made a step: what its epochs kept does not fill one batch of --batch-size "
+                          f"{self.args.batch_size}. Keep more, or lower it.")
         with self.untimed("checkpoint"):
             counted = ranks.largest(self.clock.counted(), self.device)
             if not self.writes:

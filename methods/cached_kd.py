@@ -3,7 +3,7 @@
 Reuses   final weights of --past
 Pays     preparation: V teacher forward passes over the training set; nothing per step
 Source   Shen and Xing 2022, arXiv:2112.01528 (FKD); views must match, Beyer et al. 2021, arXiv:2106.05237
-Differs  crops and flips of CIFAR instead of random resized crops; logits kept whole in float16
+Differs  crops and flips of CIFAR, not random resized crops; one view of an image in a batch; labels and temperature as in kd
 Neutral  --alpha 0 is its control, scratch on the same views; with --views 162 too it is baselines/scratch.py, bit for bit
 
     python methods/cached_kd.py --past results/cifar100-mini/past
@@ -57,11 +57,18 @@ def main(args):
                 with torch.no_grad():
                     table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
 
-    key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
-           "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp)}
-    cache = cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
+    def plain(model, batch):                                  # one loss per example, and its named parts
+        output = model(batch.image)                           # [B, C]
+        loss = task.loss(output, batch.target)                # [B]
+        return loss, task.stats(output, batch.target)
 
-    def distil(model, batch):                                 # one loss per example, and its named parts
+    key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
+           "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
+           "device": run.config["device"]}
+    if args.alpha:
+        cache = cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
+
+    def distil(model, batch):
         soft = cache[batch.index, batch.view]                 # [B, C]
         output = model(batch.image)                           # [B, C]
         hard = task.loss(output, batch.target)                # [B]
@@ -71,7 +78,7 @@ def main(args):
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch, views=views):
-            step(batch, distil, lr=args.lr * one_cycle(progress))
+            step(batch, distil if args.alpha else plain, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))
     run.finish(model)

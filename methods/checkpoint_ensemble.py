@@ -2,7 +2,7 @@
 
 Reuses   checkpoints and final weights of one of --past
 Pays     one teacher forward pass per checkpoint and step, on the clock; one in all with --sample
-Source   Wang et al. 2022, arXiv:2206.10202 (intermediate checkpoints teach well); Huang et al. 2017, arXiv:1704.00109
+Source   Wang et al. 2022, arXiv:2210.06458 (intermediate checkpoints teach well); Huang et al. 2017, arXiv:1704.00109
 Differs  mean of probabilities, no choice of checkpoints by mutual information; the past run has no cyclic schedule
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
@@ -17,6 +17,7 @@ import torch
 
 from common.args import arguments, positive, share
 from common.data import train_batches
+from common.files import Refused
 from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
@@ -40,6 +41,9 @@ def main(args):
     model = task.build(args, data)
     past = run.past(data)[0]
     names = [name for name, progress in past.checkpoints().items() if progress >= args.after]
+    if not names:
+        raise Refused(f"--after {args.after:g}: {past.name} kept no checkpoint from then on. Choose a smaller one, or run "
+                      "methods/kd.py.")
     teachers = [past.model(run.device, checkpoint=name) for name in [*names, None]]     # frozen, eval mode; None: the last
 
     def distil_from(teachers):

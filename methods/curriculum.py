@@ -3,7 +3,7 @@
 Reuses   its loss on each example of --past, averaged over the past run's epochs
 Pays     nothing: an epoch has as many examples as any other's
 Source   Wu et al. 2021, arXiv:2012.03107, linear pacing
-Differs  the pool grows between epochs; a smaller pool is passed over more than once in an epoch
+Differs  the pool is fixed within an epoch, as its middle has it; a smaller one is passed over more than once
 Neutral  --start 1 is baselines/scratch.py, bit for bit
 
     python methods/curriculum.py --past results/cifar100-mini/past
@@ -51,7 +51,7 @@ def main(args):
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
-        keep = pool(data.train.index, loss, (epoch - 1) / args.epochs, args)
+        keep = pool(data.train.index, loss, (epoch - 0.5) / args.epochs, args)     # as in the epoch's middle
         for progress, batch in train_batches(data.train, run, epoch, keep=keep):
             step(batch, plain, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):

@@ -3,7 +3,7 @@
 Reuses   final weights of --past
 Pays     preparation: one pass over the training set, forward and backward
 Source   Shin et al. 2024, arXiv:2410.23495, algorithm 1; alpha and threshold of their code
-Differs  the pass sees the middle view of each image, in batches of this run's size, in a seeded order
+Differs  the pass sees the middle view of each image; chunks in a seeded order, what the past run has not seen last
 Neutral  --threshold 1 is baselines/warm_start.py, bit for bit
 
     python methods/dash.py --past results/cifar100-mini/past
@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.amp import autocast
-from common.args import arguments, share
+from common.args import arguments, count, share
 from common.data import all_batches, train_batches
 from common.run import Run
+from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
@@ -30,22 +31,24 @@ from common.tasks import TASKS
 def parser():
     parser = arguments(__file__, __doc__, past=True)
     parser.add_argument("--threshold", type=share, default=0.3, help="smallest factor (0..1) on a kernel; lambda in the paper")
-    parser.add_argument("--alpha", type=share, default=0.3, help="share (0..1) of each batch in the running mean of gradients")
+    parser.add_argument("--alpha", type=share, default=0.3, help="share (0..1) of each chunk in the running mean of gradients")
+    parser.add_argument("--chunk", type=count, default=1000, help="examples in a chunk, of which one gradient is taken")
     return parser
 
 
-def gradients(call, model, data, task, args, run):
-    """Running mean of the negative gradient of each parameter, over one pass; `model` is a copy."""
+def gradients(call, model, data, order, task, args, run):
+    """Running mean over chunks of the examples `order` [n] of each parameter's negative gradient, summed; `model` is a copy."""
     negative = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
     def backward(image, target):
-        model.zero_grad()
         with autocast(run.amp, run.device):
             loss = task.loss(model(image), target)            # [B]
-        loss.mean().backward()
+        loss.sum().backward()                                 # cosines do not ask for its scale, and fp16 likes it large
 
-    for batch in all_batches(data.train, args.batch_size, shuffle=args.seed):
-        call(backward, batch.image, batch.target)
+    for chunk in order.split(args.chunk):
+        model.zero_grad()
+        for batch in all_batches(data.train, args.batch_size, order=chunk):
+            call(backward, batch.image, batch.target)
         for name, p in model.named_parameters():
             negative[name].lerp_(-p.grad, args.alpha)
     return negative
@@ -68,9 +71,12 @@ def main(args):
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    model.load_state_dict(run.past(data)[0].weights(model))
+    past = run.past(data)[0]
+    model.load_state_dict(past.weights(model))
     with run.prepare("gradient") as call:
-        negative = gradients(call, deepcopy(model), data, task, args, run)
+        index = data.train.index[torch.randperm(len(data.train), generator=generator(args.seed, "chunks"))]
+        new = past.examples("loss").cpu()[index].isnan() if past.fingerprint == data.fingerprint else index >= 0
+        negative = gradients(call, deepcopy(model), data, torch.cat([index[~new], index[new]]), task, args, run)
         shrink(model, negative, args.threshold)
 
     def plain(model, batch):                                  # one loss per example, and its named parts

@@ -38,7 +38,7 @@ def decoupled(output, soft, target, temperature):
     label = F.one_hot(target, output.shape[1]).bool()         # [B, C]
 
     def halves(log_p):                                        # log probability of the label and of all others, [B, 2]
-        return torch.stack([log_p[label], log_p.masked_fill(label, -torch.inf).logsumexp(1)], 1)
+        return torch.stack([log_p.gather(1, target[:, None])[:, 0], log_p.masked_fill(label, -torch.inf).logsumexp(1)], 1)
 
     def among_others(log_p):                                  # [B, C], the label with a probability of 0
         return F.log_softmax(log_p - 1000.0 * label, 1)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.files import Refused
 from common.run import Run
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
@@ -29,7 +30,12 @@ def parser():
 
 def nearest(checkpoints, at):
     """Name of the checkpoint (name -> progress 0..1) closest to `at`; None for the final weights, whose progress is 1."""
-    return min([*checkpoints.items(), (None, 1.0)], key=lambda item: abs(item[1] - at))[0]
+    name = min([*checkpoints.items(), (None, 1.0)], key=lambda item: abs(item[1] - at))[0]
+    if name is None and at < 1:
+        kept = ", ".join(f"{progress:g}" for progress in checkpoints.values()) or "none"
+        raise Refused(f"--at {at:g}: the past run kept no checkpoint nearer to it than its end (kept: {kept}). Choose one of "
+                      "those, or run baselines/warm_start.py.")
+    return name
 
 
 def main(args):

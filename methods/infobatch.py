@@ -56,7 +56,8 @@ def main(args):
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step, scores=scores):       # 0 is before training; restores a killed run
-        ratio = args.ratio if (epoch - 0.5) / args.epochs < args.delta else 0.0
+        middle = (epoch - 1 + min(1, args.epochs - epoch + 1) / 2) / args.epochs        # 0..1, of this epoch
+        ratio = args.ratio if middle < args.delta else 0.0
         keep, weight = prune(scores.cpu(), data.train.index, ratio, generator(args.seed, "prune", epoch))
         for progress, batch in train_batches(data.train, run, epoch, keep=keep, weight=weight):
             step(batch, plain, lr=args.lr * one_cycle(progress))

@@ -3,7 +3,7 @@
 Reuses   final weights of --past
 Pays     nothing; frozen layers save their backward pass
 Source   Brock et al. 2017, arXiv:1706.04983 (FreezeOut, linear schedule), from past weights instead of from scratch
-Differs  whole stages freeze, between epochs, without annealing their own learning rate before; batch norm freezes too
+Differs  whole stages freeze, between epochs, all of them by --last, their learning rates not annealed before; batch norm too
 Neutral  --first 1 is baselines/warm_start.py, bit for bit
 
     python methods/layer_freeze.py --past results/cifar100-mini/past
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
+
+from torch import nn
 
 from common.args import arguments, share
 from common.data import train_batches
@@ -27,8 +29,16 @@ def parser():
     return parser
 
 
+def groups(model):
+    """Lists of layers that freeze together, from the front, without the head: a stage each, the stem with the first."""
+    layers = list(model.children())[:-1]
+    begins = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Sequential)]
+    edges = [0, *begins[1:], len(layers)]
+    return [layers[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+
+
 def count_frozen(progress, layers, args):
-    """How many of the front `layers` are frozen: 1 from `first` on, all of them from `last` on, evenly between."""
+    """How many of the front's `layers` groups are frozen: 1 from `first` on, all of them from `last` on, evenly between."""
     if progress < args.first:
         return 0
     between = (progress - args.first) / (args.last - args.first) if progress < args.last else 1
@@ -42,7 +52,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     model.load_state_dict(run.past(data)[0].weights(model))
-    front = list(model.children())[:-1]                       # in the order of the forward pass, without the head
+    front = groups(model)
 
     def another():                                            # a loss function for each count of frozen layers: its FLOPs differ
         def plain(model, batch):                              # one loss per example, and its named parts
@@ -55,7 +65,7 @@ def main(args):
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         frozen = count_frozen((epoch - 1) / args.epochs, len(front), args)
-        for layer in front[:frozen]:
+        for layer in sum(front[:frozen], []):
             layer.requires_grad_(False).eval()                # batch norm keeps its statistics
         for progress, batch in train_batches(data.train, run, epoch):
             step(batch, losses[frozen], lr=args.lr * one_cycle(progress))

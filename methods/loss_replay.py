@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 
-from common.args import arguments, positive, share
+from common.args import arguments, share
 from common.data import train_batches
 from common.run import Run
 from common.seeding import generator
@@ -26,7 +26,7 @@ from common.tasks import TASKS
 def parser():
     parser = arguments(__file__, __doc__, past=True)
     parser.add_argument("--share", type=share, default=0.5, help="share of each epoch's examples (0..1) drawn from the hard ones")
-    parser.add_argument("--hardest", type=positive, default=0.3, help="share of the training set (0..1) that is called hard")
+    parser.add_argument("--hardest", type=share, default=0.3, help="share of the training set (0..1) that is called hard")
     return parser
 
 
@@ -51,8 +51,7 @@ def main(args):
     model = task.build(args, data)
     past = run.past(data)[0]
     model.load_state_dict(past.weights(model))
-    with run.prepare("scores"):
-        loss = past.examples("loss").cpu()                    # [N], NaN where the past run saw nothing
+    loss = past.examples("loss").cpu()                        # [N], NaN where the past run saw nothing
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]

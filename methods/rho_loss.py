@@ -3,7 +3,8 @@
 Reuses   final weights of --past, each on the examples it has not seen: runs made with --subset not:1/5, not:2/5, ...
 Pays     preparation: those runs, which nothing else needs, and one scoring pass; a forward pass over each large batch
 Source   Mindermann et al. 2022, arXiv:2206.07137, algorithm 1
-Differs  a past model of the same size, by cross-fitting; half of a batch is kept, not a tenth; selection in train mode
+Differs  a past model of the same size, its last weights, by cross-fitting, on the middle view; half of a batch is kept, not a
+         tenth; selection in train mode, so that it updates batch norm's statistics too
 Neutral  --keep 1 is baselines/scratch.py, bit for bit
 
     python methods/rho_loss.py --past results/demo/folds
@@ -55,6 +56,9 @@ def main(args):
     model = task.build(args, data)
     past = run.past(data)
     for fold in past:                                         # made for this method alone, so it pays for them
+        if fold.config["device"]["name"] != run.config["device"]["name"]:
+            print(f"warning: {fold.name} was made on a {fold.config['device']['name']}, and its seconds are charged here.",
+                  file=sys.stderr)
         run.charge("past runs", fold.summary["seconds"]["counted"], sum(fold.summary["flops"].values()))
     with run.prepare("scores") as call:
         irreducible = unseen_loss(call, past, data, task, run)                  # [N]

@@ -3,11 +3,12 @@
 Reuses   the curves and hyperparameters of all --past
 Pays     nothing
 Source   this repository
-Differs  it has no paper; initial weights are fresh, so only the schedule's beginning is skipped
-Neutral  --fall 0 is baselines/scratch.py with the best past run's --lr and --weight-decay, bit for bit
+Differs  it has no paper; best is the lowest last loss, held-out where there is a holdout, else on the training data
+Neutral  --fall 0 is baselines/scratch.py with that run's --lr and --weight-decay, bit for bit
 
     python methods/schedule_reuse.py --past results/cifar100-mini/past
 """
+import math
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.log import read_rows
+from common.past import read_config
 from common.run import Run
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
@@ -27,30 +30,43 @@ def parser():
     return parser
 
 
-def beginning(rows, fall):
-    """Progress (0..1) at which the train loss of `rows`, one per epoch, made that share of its fall; straight between epochs."""
-    rows = [row for row in rows if "train/loss" in row]
-    first, last = rows[0]["train/loss"], rows[-1]["train/loss"]
-    goal, end = first - fall * (first - last), rows[-1]["epoch"]
-    for before, after in zip(rows, rows[1:], strict=False):
-        if after["train/loss"] <= goal < before["train/loss"]:
-            part = (before["train/loss"] - goal) / (before["train/loss"] - after["train/loss"])
-            return (before["epoch"] + part * (after["epoch"] - before["epoch"])) / end
+def best(folders):
+    """The folder of the past run with the lowest last loss: held-out where it has a holdout, else on its training data."""
+    held = read_config(folders[0])["args"]["holdout"] > 0     # not by test accuracy: that would be peeking
+    return min(folders, key=lambda folder: trained(read_rows(folder))[-1]["test/loss" if held else "train/loss"])
+
+
+def trained(rows):
+    """The rows of epochs that had a step."""
+    return [row for row in rows if "train/loss" in row]
+
+
+def beginning(start, rows, fall):
+    """Progress (0..1) at which the loss has made the share `fall` of its way from `start`, before training, to its last value.
+
+    A row's mean train loss stands for the middle of its epoch; straight between.
+    """
+    points = [(0.0, start), *((row["epoch"] - 0.5, row["train/loss"]) for row in rows)]
+    goal = start - fall * (start - points[-1][1])
+    for (x, before), (next_x, after) in zip(points, points[1:], strict=False):
+        if fall and after <= goal <= before:
+            return (x + (next_x - x) * (before - goal) / max(before - after, 1e-12)) / rows[-1]["epoch"]
     return 0.0
 
 
 def main(args):
+    folder = best(args.past_folders)
+    for name in {"lr", "weight_decay"} & set(args.inherited):  # not where the command line says otherwise
+        args.inherited[name] = read_config(folder)["args"][name]
+        setattr(args, name, args.inherited[name])
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    past = run.past(data)
-    curves = [p.curve() for p in past]
-    best = min(range(len(past)), key=lambda i: curves[i][-1]["train/loss"])     # not by test accuracy: that would be peeking
-    args.lr, args.weight_decay = (past[best].config["args"][name] for name in ("lr", "weight_decay"))
-    begin = beginning(curves[best], args.fall)
-    print(f"from {past[best].name}: --lr {args.lr:g} --weight-decay {args.weight_decay:g}, schedule from {begin:.0%} on")
+    past = next(past for past in run.past(data) if past.folder == folder)
+    begin = beginning(math.log(len(data.classes)), trained(past.curve()), args.fall)        # from the nats of a guess
+    print(f"the schedule begins at {begin:.1%}, by the curve of {past.name}")
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch.optim.swa_utils import update_bn
+from torch import nn
 
 from common.amp import autocast
-from common.args import arguments
+from common.args import arguments, count
 from common.data import all_batches, train_batches
 from common.files import Refused
 from common.models import ResNet
@@ -31,7 +31,7 @@ from common.tasks import TASKS
 def parser():
     parser = arguments(__file__, __doc__, past=True)
     parser.add_argument("--match", action="store_true", help="permute the neurons of each past run to fit the first one's")
-    parser.add_argument("--refresh", type=int, default=50, help="batches for batch norm's statistics, at most one pass")
+    parser.add_argument("--refresh", type=count, default=50, help="batches for batch norm's statistics, at most one pass")
     return parser
 
 
@@ -48,7 +48,7 @@ def neurons(model):
     for stage in ("stage1", "stage2", "stage3"):
         for block, module in getattr(model, stage).named_children():
             at = f"{stage}.{block}"
-            grows = not isinstance(module.shortcut, torch.nn.Identity)
+            grows = not isinstance(module.shortcut, nn.Identity)
             if grows:                                         # reads the last stream, begins another
                 groups[f"before {stage}"] = stream | {f"{at}.conv1.weight": 1, f"{at}.shortcut.0.weight": 1}
                 stream = {f"{at}.shortcut.0.weight": 0} | norm(f"{at}.shortcut.1")
@@ -66,13 +66,28 @@ def match(target, other, groups, seed, most=100):
             axes = list(groups.values())[group]
             gain = sum(rows(target[name], axis) @ rows(other[name], axis).T         # [n, n]
                        for name, axis in axes.items() if "running" not in name)
-            order = torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])         # [n] neuron of other
+            found = linear_sum_assignment(gain.cpu().numpy(), maximize=True)[1]
+            order = torch.from_numpy(found).to(gain.device)   # [n] neuron of other
             if gain.gather(1, order[:, None]).sum() > gain.trace() + 1e-6:
                 moved = True
                 other |= {name: other[name].index_select(axis, order) for name, axis in axes.items()}
         if not moved:
             break
     return other
+
+
+@torch.no_grad()
+def refresh(call, model, batches):
+    """Batch norm's statistics become their plain means over the batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None                                  # a plain mean
+    for batch in batches:
+        call(model, batch.image)
+    for norm, old in zip(norms, momentum, strict=True):
+        norm.momentum = old
 
 
 def rows(tensor, axis):
@@ -92,10 +107,10 @@ def main(args):
             groups = neurons(model)
             weights = [weights[0], *(match(weights[0], other, groups, args.seed) for other in weights[1:])]
         model.load_state_dict({name: torch.stack([w[name].double() for w in weights]).mean(0) for name in weights[0]})
-        batches = all_batches(data.train, args.batch_size, shuffle=args.seed)
-        images = (batch.image for _, batch in zip(range(args.refresh), batches, strict=False))
+        order = data.train.index[torch.randperm(len(data.train), generator=generator(args.seed, "refresh"))]
+        batches = all_batches(data.train, args.batch_size, order=order[: args.refresh * args.batch_size])
         with autocast(run.amp, run.device):
-            call(update_bn, images, model)
+            refresh(call, model, batches)
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]

@@ -1,5 +1,6 @@
 """Losses, rules and schedules of single methods against numbers worked out by hand."""
 import argparse
+import json
 import math
 
 import numpy as np
@@ -113,6 +114,8 @@ def test_a_cache_is_charged_in_full_to_whoever_reads_it(past, tmp_path):
         run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path))[-1]["flops"]
     for folder in (first, second):
         assert rows(folder)[0]["flops"] == 2 * forward        # two views of 320 images; kd looks at 320 in an epoch
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["reused"] == ["model"] and summary["past_bytes"] > 100_000
     table = np.load(files[0])
     assert table.shape == (320, 2, 20) and table.dtype == np.float16 and np.abs(table).min(2).all()
 
@@ -150,7 +153,9 @@ def test_dash_pays_for_one_pass(past, tmp_path):
 
 def test_early_checkpoint_takes_the_nearest():
     kept = {"e1": 0.125, "e2": 0.25, "e4": 0.5, "e6": 0.75}
-    assert [early_checkpoint.nearest(kept, at) for at in (0, 0.2, 0.6, 0.9, 1)] == ["e1", "e2", "e4", None, None]
+    assert [early_checkpoint.nearest(kept, at) for at in (0, 0.2, 0.6, 0.8, 1)] == ["e1", "e2", "e4", "e6", None]
+    with pytest.raises(Refused, match="0.125, 0.25, 0.5, 0.75"):
+        early_checkpoint.nearest(kept, 0.9)
 
 
 def test_matching_undoes_a_permutation():
@@ -180,6 +185,8 @@ def test_weight_average_runs_from_the_mean(options, past, tmp_path):
 
 
 def test_layers_freeze_one_after_the_other(past, tmp_path):
+    model = models.build("resnet8", 10, generator(0, "weights"), torch.device("cpu"))
+    assert layer_freeze.groups(model) == [[model.conv, model.bn, model.stage1], [model.stage2], [model.stage3]]
     chosen = args(first=0.25, last=0.75)
     assert [layer_freeze.count_frozen(p, 5, chosen) for p in (0, 0.25, 0.375, 0.5, 0.74, 0.75, 1)] == [0, 1, 2, 3, 4, 5, 5]
     folder = run_script("methods/layer_freeze", "--epochs", 2, "--seed", 1, "--past", past, "--results", tmp_path,
@@ -244,10 +251,23 @@ def test_curriculum_by_hand():
 
 
 def test_schedule_begins_where_the_loss_had_fallen():
-    table = [{"epoch": 0}, *({"epoch": e, "train/loss": loss} for e, loss in ((1, 4.0), (2, 3.0), (4, 2.0)))]
-    assert schedule_reuse.beginning(table, 0.25) == pytest.approx(1.5 / 4)      # 3.5 lies in the middle of epochs 1 and 2
-    assert schedule_reuse.beginning(table, 0.75) == pytest.approx(3 / 4)
-    assert schedule_reuse.beginning(table, 0) == 0
+    table = [{"epoch": 1, "train/loss": 4.0}, {"epoch": 2, "train/loss": 3.0}, {"epoch": 4, "train/loss": 1.0}]
+    # 5 before training, 4 in the middle of epoch 1, 3 in that of epoch 2
+    assert schedule_reuse.beginning(5.0, table, 0.125) == pytest.approx(0.25 / 4)
+    assert schedule_reuse.beginning(5.0, table, 0.25) == pytest.approx(0.5 / 4)
+    assert schedule_reuse.beginning(5.0, table, 0.375) == pytest.approx(1 / 4)
+    assert schedule_reuse.beginning(5.0, table, 0) == 0
+    rising = [{"epoch": 1, "train/loss": 6.0}, {"epoch": 2, "train/loss": 4.0}]
+    assert schedule_reuse.beginning(5.0, rising, 0) == 0 and schedule_reuse.beginning(5.0, rising, 0.5) == pytest.approx(1.25 / 2)
+
+
+def test_schedule_takes_the_best_past_runs_settings_unless_told(tmp_path):
+    for seed, lr in ((100, 1e-6), (101, 0.001)):
+        run_script("baselines/scratch", "--epochs", 2, "--lr", lr, "--seed", seed, "--results", tmp_path / "past")
+    argv = ["--epochs", 1, "--past", tmp_path / "past", "--results", tmp_path]
+    folders = [run_script("methods/schedule_reuse", *argv), run_script("methods/schedule_reuse", *argv, "--lr", 0.05)]
+    assert [json.loads((f / "config.json").read_text())["args"]["lr"] for f in folders] == [0.001, 0.05]
+    assert json.loads((folders[0] / "summary.json").read_text())["reused"] == ["curve"]
 
 
 def test_lawa_is_the_mean_of_the_last_snapshots(tmp_path):

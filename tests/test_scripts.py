@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights, wait_for
 
 from common import shapes
+from common.files import Refused
 from common.plans import plan, studies
 from common.run import Run
 
@@ -27,7 +28,7 @@ NEUTRAL = {
     "methods/loss_replay": (["--share", 0], "baselines/warm_start"),
     "baselines/lawa": (["--snapshots", 1, "--apart", 0], "baselines/scratch"),
     "methods/partial_kd": (["--share", 0], "baselines/scratch"),
-    "methods/cached_kd": (["--alpha", 0, "--views", 162, "--subset", "share:0.3"], "baselines/scratch"),
+    "methods/cached_kd": (["--alpha", 0, "--views", 162], "baselines/scratch"),
     "methods/dkd": (["--alpha", 0, "--beta", 0], "baselines/scratch"),
     "methods/checkpoint_ensemble": (["--alpha", 0], "baselines/scratch"),
     "methods/born_again": (["--alpha", 0, "--hard", 1], "baselines/scratch"),
@@ -49,7 +50,8 @@ NEUTRAL = {
 }
 SHORTER = {"methods/selective_backprop", "methods/infobatch", "methods/infobatch_kd", "methods/data_prune"}      # fewer steps
 # without these, ten steps are too few for the method to do anything
-AT_ONCE = {"baselines/ema": ["--horizon", 0.5], "methods/layer_freeze": ["--first", 0], "methods/schedule_reuse": ["--fall", 0.5]}
+AT_ONCE = {"baselines/ema": ["--horizon", 0.5], "methods/layer_freeze": ["--first", 0], "methods/schedule_reuse": ["--fall", 0.5],
+           "methods/curriculum": ["--full", 1]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -88,17 +90,46 @@ def test_docstring_has_its_lines_and_a_command_that_parses(script):
     assert script == "baselines/scratch" or script in NEUTRAL or "none" in re.search(r"^Neutral +(.*)$", doc, re.M).group(1)
 
 
+def readme() -> dict[str, list[str]]:
+    """script -> cells of its row."""
+    lines = re.findall(r"^\| `((?:baselines|methods)/\w+)\.py` \|(.*)\|$", (ROOT / "README.md").read_text(), re.M)
+    return {script: [cell.strip() for cell in cells.split("|")] for script, cells in lines}
+
+
 def test_readme_lists_every_script_once():
-    text = (ROOT / "README.md").read_text()
-    assert sorted(re.findall(r"^\| `((?:baselines|methods)/\w+)\.py` \|", text, re.M)) == SCRIPTS
+    assert sorted(readme()) == SCRIPTS
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, small):
+    """Past runs of two epochs on half of the data, on other classes, and of another architecture."""
+    options = {"new data": ["--subset", "half"], "new classes": ["--subset", "classes:10"],
+               "another model": ["--model", "resnet20"]}
+    folders = {}
+    for column, more in options.items():
+        folders[column] = tmp_path_factory.mktemp("elsewhere")
+        for seed in (100, 101):
+            run_script("baselines/scratch", "--epochs", 2, "--seed", seed, "--results", folders[column], *more)
+    return folders
+
+
+@pytest.mark.parametrize("column, cell", [("new data", 2), ("new classes", 3), ("another model", 4)])
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if needs_past(script)])
+def test_readme_says_where_a_script_works(script, column, cell, elsewhere, tmp_path):
+    said = readme()[script][cell]
+    argv = ["--epochs", 0.2, "--model", "resnet8", "--past", elsewhere[column], "--results", tmp_path]
+    if said == "yes":
+        assert (run_script(script, *argv) / "summary.json").exists()
+    else:
+        with pytest.raises(Refused):
+            run_script(script, *argv)
 
 
 @pytest.mark.parametrize("script", NEUTRAL)
 def test_neutral_setting_equals(script, reuse, tmp_path):
     options, other = NEUTRAL[script]
-    subset = options[-2:] if "--subset" in options else []
     mine = run_script(script, "--epochs", 1.5, "--seed", 1, "--results", tmp_path, *options, *reuse(script))
-    theirs = run_script(other, "--epochs", 1.5, "--seed", 1, "--results", tmp_path, *subset, *reuse(other))
+    theirs = run_script(other, "--epochs", 1.5, "--seed", 1, "--results", tmp_path, *reuse(other))
     assert same_weights(mine, theirs)
     assert [r["test/loss"] for r in rows(mine)] == [r["test/loss"] for r in rows(theirs)]
 
