@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from baselines import lawa
 from common import models
 from common.files import Refused
+from common.log import read_rows, write_rows
 from common.seeding import generator
 from methods import (
     attention_transfer,
@@ -262,8 +263,9 @@ def test_schedule_begins_where_the_loss_had_fallen():
 
 
 def test_schedule_takes_the_best_past_runs_settings_unless_told(tmp_path):
-    for seed, lr in ((100, 1e-6), (101, 0.001)):
-        run_script("baselines/scratch", "--epochs", 2, "--lr", lr, "--seed", seed, "--results", tmp_path / "past")
+    for seed, lr, loss in ((100, 0.2, 2.5), (101, 0.001, 1.5)):
+        folder = run_script("baselines/scratch", "--epochs", 2, "--lr", lr, "--seed", seed, "--results", tmp_path / "past")
+        write_rows(folder, [*read_rows(folder)[:-1], read_rows(folder)[-1] | {"train/loss": loss}])
     argv = ["--epochs", 1, "--past", tmp_path / "past", "--results", tmp_path]
     folders = [run_script("methods/schedule_reuse", *argv), run_script("methods/schedule_reuse", *argv, "--lr", 0.05)]
     assert [json.loads((f / "config.json").read_text())["args"]["lr"] for f in folders] == [0.001, 0.05]
