@@ -199,6 +199,10 @@ def opening(report: Mapping) -> str:
         text += f"**Planned runs {', '.join(gaps)}**, see [below](#missing-and-failed-runs). "
     if len({item for row in report["rows"] for item in row["provenance"]["data"]}) > 1:
         text += "**The new runs differ in their data fingerprint: comparisons between them are not valid.** "
+    commits = {item for row in report["rows"] for item in row["provenance"]["commit"]}
+    if len(commits) > 1:
+        text += (f"**Rows were made by {len(commits)} versions of the code, beside whatever else their machine did then: counted "
+                 "seconds do not compare them, FLOPs and steps do.** ")
     return text + ("It recommends nothing, see [why](#recommendations)." if report["blocked"]
                    else "What follows from it: [recommendations](#recommendations).")
 
