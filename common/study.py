@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -97,8 +98,8 @@ class Queue:
             if isinstance(ended.code, str):
                 print(ended.code, file=sys.stderr)
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        except BaseException:                                 # shown as Python would, then the exit code says it
-            sys.excepthook(*sys.exc_info())
+        except Exception:                                     # os._exit would swallow it
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

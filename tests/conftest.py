@@ -32,10 +32,16 @@ def parse(script: str, *argv) -> object:
     return importlib.import_module(script.replace("/", ".")).parser().parse_args([str(a) for a in argv])
 
 
-def run_script(script: str, *argv) -> Path:
-    """Runs `python SCRIPT.py ARGV` in process; returns the run's folder."""
+def call_main(script: str, *argv) -> object:
+    """Runs `python SCRIPT.py ARGV` in process; returns its arguments."""
     args = parse(script, *argv)
     importlib.import_module(script.replace("/", ".")).main(args)
+    return args
+
+
+def run_script(script: str, *argv) -> Path:
+    """Runs `python SCRIPT.py ARGV` in process; returns the run's folder."""
+    args = call_main(script, *argv)
     found = [path.parent for path in Path(args.results).rglob("config.json")
              if json.loads(path.read_text())["args"]["seed"] == args.seed and f"/{args.method}" in str(path)]
     return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
@@ -50,7 +56,7 @@ def fork_script(script: str, *argv, console: Path | None = None) -> int:
             if console:
                 sys.stdout = sys.stderr = open(console, "w")
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            run_script(script, *argv)
+            call_main(script, *argv)
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, parse, rows, run_script, same_weights, wait_for
+from conftest import ROOT, call_main, parse, rows, run_script, same_weights, wait_for
 
 from common import ranks
 from common.data import train_batches
@@ -47,8 +48,8 @@ def start(work, world: int = 2, console: Path | None = None) -> list[int]:
                 code = ended.code if isinstance(ended.code, int) else 1
                 if isinstance(ended.code, str):
                     print(ended.code, file=sys.stderr)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except Exception:                                 # os._exit would swallow it
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -100,7 +101,7 @@ def test_three_steps_of_two_ranks_equal_one_process_with_batch_norm_on_the_halve
         for mine, one, two in zip(model.buffers(), *(half.buffers() for half in halves), strict=True):
             mine.copy_((one + two) / 2)
     for rank in (0, 1):
-        weights, table, examples = torch.load(tmp_path / f"rank{rank}.pt")
+        weights, table, examples = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert examples == 96 and torch.equal(table.isnan(), loss_table.isnan())
         torch.testing.assert_close(table, loss_table, rtol=1e-6, atol=1e-6, equal_nan=True)
         for name, value in model.state_dict().items():
@@ -111,7 +112,7 @@ def test_three_steps_of_two_ranks_equal_one_process_with_batch_norm_on_the_halve
 def test_two_ranks_leave_what_one_process_leaves(script, reuse, tmp_path):
     argv = ["--epochs", 2, "--seed", 1, *reuse(script), *(["--term", "dkpp"] if "born" in script else [])]
     alone = run_script(script, *argv, "--results", tmp_path / "one")
-    codes = end(start(lambda: run_script(script, *argv, "--results", tmp_path / "two"), console=tmp_path))
+    codes = end(start(lambda: call_main(script, *argv, "--results", tmp_path / "two"), console=tmp_path))
     assert codes == [0, 0], (tmp_path / "rank0.txt").read_text() + (tmp_path / "rank1.txt").read_text()
     assert (tmp_path / "rank1.txt").read_text() == ""         # only rank 0 says anything
     folder = tmp_path / "two" / alone.relative_to(tmp_path / "one")
@@ -128,7 +129,7 @@ def test_ranks_resume_exactly_after_a_kill_and_after_a_signal(past, tmp_path):
     argv = ["--epochs", 4, "--seed", 1, "--past", past]
 
     def train(results):
-        return lambda: run_script("methods/infobatch", *argv, "--results", tmp_path / results)
+        return lambda: call_main("methods/infobatch", *argv, "--results", tmp_path / results)
 
     assert end(start(train("calm"))) == [0, 0]
     calm = next((tmp_path / "calm").rglob("summary.json")).parent
@@ -155,7 +156,7 @@ def test_ranks_resume_exactly_after_a_kill_and_after_a_signal(past, tmp_path):
 
 def test_another_number_of_ranks_is_refused_and_a_lost_rank_ends_the_job(tmp_path):
     def train():
-        run_script("baselines/scratch", "--epochs", 30, "--seed", 1, "--results", tmp_path)
+        call_main("baselines/scratch", "--epochs", 30, "--seed", 1, "--results", tmp_path)
 
     processes = start(train, console=tmp_path)
     wait_for(lambda: any(len(p.read_text().splitlines()) >= 2 for p in tmp_path.rglob("metrics.jsonl")))
@@ -169,7 +170,7 @@ def test_another_number_of_ranks_is_refused_and_a_lost_rank_ends_the_job(tmp_pat
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path):
     def train():
-        run_script("baselines/scratch", "--epochs", 1, "--batch-size", 31, "--results", tmp_path)
+        call_main("baselines/scratch", "--epochs", 1, "--batch-size", 31, "--results", tmp_path)
     assert end(start(train, console=tmp_path)) == [1, 1]
     assert "--batch-size 31 cannot be shared equally by 2 ranks" in (tmp_path / "rank0.txt").read_text()
 
