@@ -55,6 +55,21 @@ THREE = (0, 1, 2)
 # Best of cifar100-mini-tuning.
 MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
+# Ways to use a script that its paper, or its control, sets beside its default.
+VARIANTS = (
+    ("methods/partial_kd", "early", ("--share", "1", "--until", "0.5")),
+    ("methods/partial_kd", "annealed", ("--share", "1", "--until", "0.5", "--anneal")),
+    ("methods/cached_kd", "control", ("--alpha", "0")),
+    ("methods/born_again", "cwtm", ("--term", "cwtm")),
+    ("methods/born_again", "dkpp", ("--term", "dkpp")),
+    ("methods/weight_average", "match", ("--match",)))
+
+
+def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) -> tuple[Runs, ...]:
+    """Every script that is not among `besides`, then the variants, at one budget."""
+    others = [script for script in every_script() if script not in {runs.script for runs in besides}]
+    return (*(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS)),
+            *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 
 def studies() -> dict[str, Study]:
@@ -64,6 +79,15 @@ def studies() -> dict[str, Study]:
         return Runs(script, budgets, tuple(range(5)))
 
     quarter = (0.25, 0.5, 1)
+    mini = (
+        Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+        Runs("methods/kd", quarter, THREE),
+        Runs("methods/ensemble_distill", quarter, THREE, **SAMPLE),
+        Runs("baselines/warm_start", quarter, THREE),
+        Runs("methods/loss_replay", quarter, THREE),
+        Runs("baselines/label_smoothing", quarter, THREE),
+        Runs("baselines/ema", quarter, THREE),
+        Runs("methods/ensemble_distill", (0.5, 1), THREE))
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
@@ -72,15 +96,7 @@ def studies() -> dict[str, Study]:
             *(runs for budget in (0.5, 1) for runs in (
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
-        "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(
-            Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
-            Runs("methods/kd", quarter, THREE),
-            Runs("methods/ensemble_distill", quarter, THREE, **SAMPLE),
-            Runs("baselines/warm_start", quarter, THREE),
-            Runs("methods/loss_replay", quarter, THREE),
-            Runs("baselines/label_smoothing", quarter, THREE),
-            Runs("baselines/ema", quarter, THREE),
-            Runs("methods/ensemble_distill", (0.5, 1), THREE))),
+        "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", (0.25, 0.5), THREE),
