@@ -1,26 +1,23 @@
 """A run: its folder, its clock, its checkpoints, and what it leaves for later runs."""
-import fcntl
 import math
-import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import ranks
+from common import folder, ranks
 from common.amp import amp_dtype
-from common.args import PLACE, folder_name, recorded
+from common.args import folder_name
 from common.clock import Clock
 from common.data import Data
 from common.examples import merge, write_epoch
-from common.files import Refused, read_json, unwritable, write_json, write_torch
+from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
-from common.machine import code_version, device_name, keep_memory, versions
+from common.machine import keep_memory, versions
 from common.past import PastRun, read_config
 
 AGREE = 20                                                    # steps after which ranks ask each other for signals
@@ -42,7 +39,7 @@ class Run:
         self.writes = ranks.rank() == 0
         self.untimed, self.prepare, self.charge = self.clock.untimed, self.clock.prepare, self.clock.charge
         self.amp = amp_dtype(args.no_amp, self.device)
-        self.past_names = [read_config(folder)["name"] for folder in args.past_folders]
+        self.past_names = [read_config(past)["name"] for past in args.past_folders]
         self.name = folder_name(args, self.past_names)
         self.folder = Path(args.results) / self.name
         self.steps = self.examples = self.epoch = 0
@@ -68,52 +65,23 @@ class Run:
                   "give past runs seeds of their own (100, 101, ...).", file=sys.stderr)
 
     def _open(self) -> dict:
-        """Locks the folder, writes or checks config.json."""
-        device = {"type": self.device.type, "name": device_name(self.device), "threads": torch.get_num_threads(),
-                  "ranks": ranks.world()}
-        config = {"method": self.args.method, "name": self.name, "args": recorded(self.args, self.past_names),
-                  "command": shlex.join(["python", *sys.argv]), **code_version(), "versions": versions(),
-                  "device": device, "past": self.past_names, "created": time.time()}
+        """Takes the folder; what config.json shall say, or says already."""
+        config = folder.describe(self.args, self.name, self.past_names, self.device)
         if self.writes:
-            self._lock()
+            self.lock = folder.lock(self.folder)
         ranks.wait()
-        if not (self.folder / "config.json").exists():
-            return config                                     # written when training begins: a refused run leaves none
-        old = read_json(self.folder / "config.json")
-        for name, value in config["args"].items():
-            if name not in PLACE and old.get("args", {}).get(name) != value:
-                raise Refused(f"{self.folder} holds a run with another --{name.replace('_', '-')} "
-                              f"({old.get('args', {}).get(name)!r}, now {value!r}): give this run a --tag or other --results.")
-        if (self.folder / "summary.json").exists():
-            score = read_json(self.folder / "summary.json")["test"]
-            if not self.writes:
-                raise SystemExit(0)
-            (self.folder / "last.pt").unlink(missing_ok=True)  # of a run killed between its summary and this line
-            print(f"{self.folder} is finished already ({', '.join(f'test {k} {v:.4g}' for k, v in score.items())}): delete it "
-                  "to run it again.")
+        config, summary = folder.opened(self.folder, config)
+        if summary:
+            if self.writes:
+                (self.folder / "last.pt").unlink(missing_ok=True)     # of a run killed between its summary and this line
+                print(f"{self.folder} is finished already ("
+                      f"{', '.join(f'test {k} {v:.4g}' for k, v in summary['test'].items())}): delete it to run it again.")
             raise SystemExit(0)
-        if not (self.folder / "last.pt").exists():
-            return config                                     # made anew, by this code
-        if old.get("commit") != config["commit"]:
-            print(f"warning: {self.folder} was begun at commit {old.get('commit')}, now it is {config['commit']}.",
-                  file=sys.stderr)
-        here = {"commit": config["commit"], "dirty": config["dirty"]}
-        return old | {"resumed": [*old.get("resumed", []), here]}
-
-    def _lock(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")      # open to the end: the system drops the lock with the process
-        except OSError as error:
-            raise Refused(f"cannot make {self.folder}: {error.strerror}. Choose another --results.") from None
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"{self.folder} is in use by another process: wait for it, or give this run a --tag.") from None
+        return config
 
     def past(self, data: Data) -> list[PastRun]:
         """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around."""
-        runs = [PastRun(folder, self.args, data) for folder in self.args.past_folders]
+        runs = [PastRun(past, self.args, data) for past in self.args.past_folders]
         own = [i for i, past in enumerate(runs) if past.seed == 100 + self.args.seed]
         first = own[0] if own else self.args.seed % len(runs)
         self.past_runs = runs[first:] + runs[:first]
@@ -134,17 +102,9 @@ class Run:
             yield epoch
             with self.untimed("checkpoint"):
                 before, after = (e / self.args.epochs for e in (epoch - 1, epoch))
-                if after < 1 and any(before < share <= after for share in CHECKPOINTS):
-                    self._write_weights(f"checkpoints/e{epoch}.pt", state["step"].model)
+                if self.writes and after < 1 and any(before < share <= after for share in CHECKPOINTS):
+                    folder.write_weights(self.folder / f"checkpoints/e{epoch}.pt", state["step"].model, self.args.slim)
                 self._save(epoch + 1)
-
-    def _write_weights(self, file: str, model: nn.Module) -> None:
-        if not self.writes:
-            return
-        weights = {k: w.detach().cpu() for k, w in model.state_dict().items()}
-        if self.args.slim:                                    # batch norm's tensors are small and keep their range
-            weights = {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
-        write_torch(self.folder / file, weights)
 
     def _save(self, next_epoch: int) -> None:
         """last.pt: everything that is needed to go on with `next_epoch`, bit for bit."""
@@ -163,25 +123,16 @@ class Run:
             ranks.wait()                                      # before rank 0 writes anything
             if not begun:
                 if self.writes:
-                    for stale in map(self.folder.joinpath, ("tb", "examples", "checkpoints")):
-                        shutil.rmtree(stale, ignore_errors=True)
+                    folder.clear(self.folder)
                     write_json(self.folder / "config.json", self.config)
                     self.board = TensorBoard(self.folder, self.config, [])
                 return 0
-            try:
-                last = torch.load(path, map_location="cpu", weights_only=True)
-                where, own, state, clock = (last[name] for name in ("where", "run", "state", "clock"))
-            except Exception as error:                        # a damaged zip can raise anything
-                raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
-            for name, value in self.where.items():
-                if where.get(name) != value and not self.args.force:
-                    raise Refused(f"{self.folder} was begun with {name} {where.get(name)}, here it is {value}: the result would "
-                                  "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads), or add --force.")
+            last = folder.read_last(path, self.where, self.args.force)
             for name, value in self.state.items():
-                value.copy_(state[name]) if isinstance(value, Tensor) else value.load_state_dict(state[name])
-            for name, value in own.items():
+                value.copy_(last["state"][name]) if isinstance(value, Tensor) else value.load_state_dict(last["state"][name])
+            for name, value in last["run"].items():
                 setattr(self, name, value)
-            self.clock.load_state_dict(clock)
+            self.clock.load_state_dict(last["clock"])
             self.rows = read_rows(self.folder)[:last["rows"]]
             ranks.wait()                                      # until all have read
             if self.writes:
@@ -268,23 +219,26 @@ class Run:
             if not self.writes:
                 self._close()
                 return ranks.end()
-            self._write_weights("final.pt", model)
+            folder.write_weights(self.folder / "final.pt", model, self.args.slim)
             merge(self.folder, self.data.examples, self.args.slim)
-            last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
-                    for kind in ("test", "train")}
-            write_json(self.folder / "summary.json", {
-                **{name: getattr(self.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
+            summary = self._summary(model, counted)
+            write_json(self.folder / "summary.json", summary)
+        self._close()
+        ranks.end()
+        (self.folder / "last.pt").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "examples", ignore_errors=True)
+        scores = ", ".join(f"test {name} {value:.4f}" for name, value in summary["test"].items())
+        print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
+              f"{sum(self.clock.flops.values()):.3g} FLOPs")
+
+    def _summary(self, model: nn.Module, counted: float) -> dict:
+        last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
+                for kind in ("test", "train")}
+        return {**{name: getattr(self.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
                 "steps": self.steps, "examples": self.examples, **last,
                 "seconds": {"counted": counted, "preparation": sum(self.clock.preparation_seconds.values()),
                             "untimed": self.clock.untimed_seconds},
                 "flops": self.clock.flops, "past": [past.name for past in self.past_runs if past.reused],
                 "reused": sorted(set().union(*(past.reused for past in self.past_runs))),
                 "past_bytes": sum(sum(past.kept.values()) for past in self.past_runs),
-                "parameters": sum(p.numel() for p in model.parameters())})
-        self._close()
-        ranks.end()
-        (self.folder / "last.pt").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "examples", ignore_errors=True)
-        scores = ", ".join(f"test {name} {value:.4f}" for name, value in last["test"].items())
-        print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
-              f"{sum(self.clock.flops.values()):.3g} FLOPs")
+                "parameters": sum(p.numel() for p in model.parameters())}

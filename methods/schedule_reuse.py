@@ -10,6 +10,7 @@ Neutral  --fall 0 is baselines/scratch.py with that run's --lr and --weight-deca
 """
 import math
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
@@ -55,11 +56,14 @@ def beginning(start, rows, fall):
 
 
 def main(args):
+    start = time.perf_counter()
     folder = best(args.past_folders)
     for name in {"lr", "weight_decay"} & set(args.inherited):  # not where the command line says otherwise
         args.inherited[name] = read_config(folder)["args"][name]
         setattr(args, name, args.inherited[name])
+    seconds = time.perf_counter() - start
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
+    run.charge("settings", seconds, 0)                        # what they are decides which run this is
     task = TASKS[args.task]
     with run.untimed("data"):
         data = task.load(args, run.device)

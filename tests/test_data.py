@@ -9,8 +9,9 @@ import torch
 from conftest import parse
 
 from common import tasks
-from common.data import CENTER, VIEWS, Split, epoch_order, rank_in_class, subset, train_batches, visits
+from common.data import CENTER, VIEWS, Split, epoch_order, train_batches, visits
 from common.files import Refused
+from common.subsets import rank_in_class, subset
 
 CPU = torch.device("cpu")
 

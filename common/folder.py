@@ -1,0 +1,100 @@
+"""A run's folder: one process in it at a time, and only the run that it belongs to."""
+import fcntl
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import nn
+
+from common import ranks
+from common.args import PLACE, recorded
+from common.files import Refused, read_json, write_torch
+from common.machine import code_version, device_name, versions
+
+
+def describe(args, name: str, past_names: list[str], device: torch.device) -> dict:
+    """config.json of a run that begins here and now; its data is added when that is loaded."""
+    return {"method": args.method, "name": name, "args": recorded(args, past_names), "command": shlex.join(["python", *sys.argv]),
+            **code_version(), "versions": versions(),
+            "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads(),
+                       "ranks": ranks.world()},
+            "past": past_names, "created": time.time()}
+
+
+def lock(folder: Path) -> TextIO:
+    """Makes the folder; keep what it returns open to the end: the system drops the lock with the process.
+
+    Raises
+        Refused: the folder cannot be made, or another process works in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = open(folder / ".lock", "w")
+    except OSError as error:
+        raise Refused(f"cannot make {folder}: {error.strerror}. Choose another --results.") from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Refused(f"{folder} is in use by another process: wait for it, or give this run a --tag.") from None
+    return held
+
+
+def opened(folder: Path, config: dict) -> tuple[dict, dict | None]:
+    """What config.json shall say, and the summary where this very run is finished already.
+
+    It is written when training begins: a refused run leaves none. A killed run keeps its own, and who went on is added.
+
+    Raises
+        Refused: the folder holds a run with other arguments.
+    """
+    if not (folder / "config.json").exists():
+        return config, None
+    old = read_json(folder / "config.json")
+    for name, value in config["args"].items():
+        if name not in PLACE and old.get("args", {}).get(name) != value:
+            raise Refused(f"{folder} holds a run with another --{name.replace('_', '-')} ({old.get('args', {}).get(name)!r}, now "
+                          f"{value!r}): give this run a --tag or other --results.")
+    if (folder / "summary.json").exists():
+        return old, read_json(folder / "summary.json")
+    if not (folder / "last.pt").exists():
+        return config, None                                   # made anew, by this code
+    if old.get("commit") != config["commit"]:
+        print(f"warning: {folder} was begun at commit {old.get('commit')}, now it is {config['commit']}.", file=sys.stderr)
+    here = {"commit": config["commit"], "dirty": config["dirty"]}
+    return old | {"resumed": [*old.get("resumed", []), here]}, None
+
+
+def clear(folder: Path) -> None:
+    """Removes what a run left that was killed before its first checkpoint."""
+    for stale in ("tb", "examples", "checkpoints"):
+        shutil.rmtree(folder / stale, ignore_errors=True)
+
+
+def read_last(path: Path, where: dict, force: bool) -> dict:
+    """last.pt: {"epoch", "rows", "run", "state", "clock", "where"}.
+
+    Raises
+        Refused: it is damaged, or it was begun elsewhere (`where`: device, threads, versions), unless `force`.
+    """
+    try:
+        last = torch.load(path, map_location="cpu", weights_only=True)
+        begun = {name: last[name] for name in ("epoch", "rows", "run", "state", "clock", "where")}["where"]
+    except Exception as error:                                # a damaged zip can raise anything
+        raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
+    for name, value in where.items():
+        if begun.get(name) != value and not force:
+            raise Refused(f"{path.parent} was begun with {name} {begun.get(name)}, here it is {value}: the result would "
+                          "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads), or add --force.")
+    return last
+
+
+def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
+    """The state dict on the CPU; slim: as float16, but for batch norm's tensors, which are small and keep their range."""
+    weights = {k: w.detach().cpu() for k, w in model.state_dict().items()}
+    if slim:
+        weights = {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
+    write_torch(path, weights)
