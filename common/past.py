@@ -89,7 +89,8 @@ class PastRun:
         if holdout != args.holdout:
             raise Refused(f"past run {self.name} was made with --holdout {holdout:g}, this run with --holdout "
                           f"{args.holdout:g}: past runs must not have seen what is evaluated on. Use equal ones.")
-        self.reused: set[str] = set()                         # what was read: weights, model, examples, checkpoints
+        self.reused: set[str] = set()                         # what was read: weights (of any age, to begin with), model and
+                                                              # checkpoints (as teachers), examples, curve
         self.kept: dict[str, int] = {}                        # what had to be kept for that: bytes by file and name
 
     def _read(self, file: str, kind: str) -> dict[str, Tensor]:
@@ -137,8 +138,8 @@ class PastRun:
         Args
             part: "all", or "trunk" to take whatever fits but the head, from any task, and to say what did not.
         """
-        file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "weights")
-        theirs, mine = self._read(file, kind), model.state_dict()
+        file = f"checkpoints/{checkpoint}.pt" if checkpoint else "final.pt"
+        theirs, mine = self._read(file, "weights"), model.state_dict()
         theirs = {name: w.to(mine[name].device) if name in mine else w for name, w in theirs.items()}
         if part == "trunk":
             fits = {k: w for k, w in theirs.items() if not k.startswith("head.") and k in mine and mine[k].shape == w.shape}
