@@ -7,7 +7,7 @@ Differs  a past model of the same size, its last weights, by cross-fitting, on t
          tenth; selection in train mode, so that it updates batch norm's statistics too
 Neutral  --keep 1 is baselines/scratch.py, bit for bit
 
-    python methods/rho_loss.py --past results/demo/folds
+    python methods/rho_loss.py --past results/cifar100-mini/folds
 """
 import sys
 from pathlib import Path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.files import Refused
-from common.report import main, read_study, scores, write_report
+from common.report import main, read_study, scores, write_readme, write_report
 from common.report.aggregate import aggregate
 
 # two-sided 95 % quantiles of Student's t from the usual table
@@ -59,7 +59,7 @@ def add(study: Path, method: str, budget: float, seed: int, accuracy: float | No
 def no_figures(request, monkeypatch):
     """Figures take most of a second, so only tests that look at them draw."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("common.report.draw", lambda report, curves, folder: [])
+        monkeypatch.setattr("common.report.draw", lambda report, curves, folder, more: [])
 
 
 @pytest.fixture
@@ -169,6 +169,15 @@ def test_speed_up_interval_moves_the_curve():
     assert scores.speed_up(base, curve, [0.3, 0.3], 0.7)[:2] == ("not reached", None)
     assert scores.speed_up(base, curve, [0, 0], 0.3)[:2] == ("at most", 2)
     assert scores.speed_up(scores.Reading("not reached"), curve, [0, 0], 0.5)[:2] == ("unknown", None)
+
+
+def test_cheaper_at_a_row_s_own_accuracy():
+    # scratch .3 .4 .5 over 25, 50, 100; a row with .45 for 50: scratch needs 50 sqrt 2. Moved by .05: 50 and 100
+    scratch = [(25, 0.3), (50, 0.4), (100, 0.5)]
+    found = scores.cheaper((50, 0.45), 0.05, scratch)
+    assert (found.low, found.value, found.high) == (pytest.approx(1), pytest.approx(math.sqrt(2)), pytest.approx(2))
+    assert scores.cheaper((50, 0.48), 0.05, scratch)[4:] == (None, "not reached")          # .53: scratch never gets there
+    assert scores.cheaper((50, 0.2), None, scratch) == ("at most", 0.5, None, "unknown", None, "unknown")
 
 
 def test_cost_columns():
@@ -451,6 +460,41 @@ def test_same_runs_same_bytes_and_figures(study, drawn):
         width, height = struct.unpack(">II", before[name][16:24])           # of the PNG's header
         assert f"({name})" in before["REPORT.md"].decode() and len(before[name]) < 100_000 and width > height > 250
     assert str(study) not in before["REPORT.md"].decode() + before["report.json"].decode()
+
+
+def test_counted_seconds_are_compared_within_one_version_of_the_code_only(study):
+    fill(study, "kd", {0.5: [0.44, 0.46], 1: [0.54, 0.56]})
+    fill(study, "late", {0.5: [0.44, 0.46], 1: [0.54, 0.56]}, commit="b" * 40)
+    report = run(study)
+    assert not report["timed_alike"] and row(report, "kd", 1)["equal_seconds"]["mean"] == pytest.approx(0.05)
+    late = row(report, "late", 1)
+    assert late["equal_flops"]["mean"] == pytest.approx(0.05) and late["equal_seconds"]["reason"] == "not comparable"
+    assert score(report, "late")["step_cost"] == {"budget": 1, "flops": 1, "seconds": None}
+    assert score(report, "late")["targets"]["full"]["speed_up"]["seconds"]["status"] == "not comparable"
+    assert score(report, "late")["targets"]["full"]["speed_up"]["flops"]["value"] == pytest.approx(2 ** 0.5)
+
+
+def test_methods_at_one_budget_stand_side_by_side_and_not_in_the_headline(study, tmp_path, drawn):
+    # at budget 1/2, 50 FLOPs, scratch has .40; scratch gets to .45 at 50 sqrt 2 FLOPs
+    fill(study, "best", {0.5: [0.45, 0.45]}, preparation=(0, 0), reused=["model"])
+    fill(study, "worse", {0.5: [0.42, 0.42]})
+    fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"], start=0.5)
+    fill(study, "shrink", {0.5: [0.50, 0.50]}, reused=["weights"], start=0.2)
+    add(study, "late", 0.5, 0, None)
+    report = run(study)
+    text = (study / "REPORT.md").read_text()
+    head, side = (text.split(f"## {name}")[1].split("\n## ")[0] for name in ("Headline", "Side by side"))
+    assert report["common_budget"] == 0.5 and "`scratch`" in head and "`best`" not in head and "five methods more" in head
+    assert re.findall(r"^\| `(\w+)`", side, re.M) == ["best", "worse", "late", "warm_start", "shrink"]
+    assert "| `best` | 2/2 | 45.0 ± 0.0 | +5.0 [" in side and "| 1.41 [" in side
+    assert "| `shrink` | 2/2 | 50.0 ± 0.0 | −4.0 [−4.0, −4.0] |" in side and "landscape" in report["figures"]
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- result -->\n<!-- result -->\n" + "".join(
+        f"| `methods/{name}.py` | x | old |\n" for name in ("best", "shrink", "late", "other")))
+    write_readme(study, readme)
+    cells = dict(re.findall(r"methods/(\w+).py` \| x \|(.*)\|", readme.read_text()))
+    assert cells["best"].startswith(" +5.0 [") and cells["shrink"] == " −4.0 [−4.0, −4.0] (w) "
+    assert cells["late"] == " missing " and cells["other"] == " "
 
 
 def test_tags_make_methods_of_their_own(study):

@@ -6,6 +6,7 @@
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.files import read_json, write_atomic, write_json
 from common.log import read_rows
 from common.report.aggregate import aggregate
 from common.report.figures import draw
+from common.report.landscape import draw_landscape, result
 from common.report.markdown import markdown, summary
 from common.report.scores import mean
 from common.report.tuning import write_table
@@ -76,18 +78,23 @@ def write_report(folder: Path) -> Path:
         return write_table(folder, plan)
     study = read_study(folder)
     report = aggregate(study)
-    report["figures"] = draw(report, learning_curves(study), folder / "figures")
+    report["figures"] = draw(report, learning_curves(study), folder / "figures", {"landscape": draw_landscape})
     write_json(folder / "report.json", report)
     write_atomic(folder / "REPORT.md", markdown(report))
     return folder / "REPORT.md"
 
 
 def write_readme(folder: Path, readme: Path) -> None:
-    """Puts the study's summary table and first figure between the README's `<!-- result -->` lines."""
-    mark = "<!-- result -->\n"
+    """Puts the study's summary table and first figure between the README's `<!-- result -->` lines.
+
+    And each script's result at the study's common budget into the last column of the table of scripts.
+    """
+    mark, report = "<!-- result -->\n", read_json(folder / "report.json")
     before, _, after = readme.read_text().split(mark)
+    after = re.sub(r"^(\| `(?:baselines|methods)/(\w+)\.py` .*\| )[^|]*\|$",
+                   lambda line: f"{line[1]}{result(report, line[2])} |".replace("|  |", "| |"), after, flags=re.M)
     where = folder.as_posix()
-    block = f"{summary(read_json(folder / 'report.json'))} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
+    block = f"{summary(report)} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
         f"![Test accuracy over budget]({where}/figures/tradeoff.png)\n"
     write_atomic(readme, before + mark + block + mark + after)
 

@@ -9,6 +9,7 @@ from common.report.words import REGIME_BORDER, distinct
 CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
 REUSES = (1, 5)
 POINT = 0.01
+NOT_COMPARABLE = scores.SpeedUp("not comparable", None, None, "unknown", None, "unknown")
 
 
 def average(runs: Sequence[Mapping], read: Callable[[Mapping], float | None]) -> float | None:
@@ -108,7 +109,12 @@ def at_equal_cost(scratch: Sequence[dict], clock: str) -> Callable[[dict], Mappi
     return reference
 
 
-def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float) -> dict | None:
+def timed_alike(rows: Sequence[dict]) -> bool:
+    """Whether counted seconds compare these rows: one version of the code on one device made them."""
+    return all(len({value for row in rows for value in row["provenance"][name]}) <= 1 for name in ("commit", "device"))
+
+
+def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float, timed: bool) -> dict | None:
     """Cost of a training step over scratch's in one shared budget: `prefer`, or else the largest; no preparation."""
     shared = [row for row in rows if row["seeds"] and scratch.get(row["budget"], {}).get("seeds")]
     if not shared:
@@ -117,17 +123,24 @@ def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float
     base = scratch[row["budget"]]
     return {"budget": row["budget"]} | {
         clock: row["cost"][clock]["marginal"] / row["steps"] / (base["cost"][clock]["marginal"] / base["steps"])
-        for clock in ("flops", "seconds")}
+        if timed or clock == "flops" else None for clock in ("flops", "seconds")}
 
 
-def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, float | None], gained: bool) -> dict:
-    """Costs and speed-ups of one method, from its complete rows. `gained`: scored by paired gains, no speed-up."""
+def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, float | None], gained: bool,
+          timed: bool) -> dict:
+    """Costs and speed-ups of one method, from its complete rows.
+
+    Args
+        gained: scored by paired gains, no speed-up.
+        timed: whether its counted seconds compare with scratch's.
+    """
     complete = [row for row in rows if row["complete"]]
     reused = sorted({kind for row in rows for kind in row["reused"]})
     # other initial weights only get to a target by chance
     start = complete[0]["start"] if complete and "weights" in reused else None
     result = {"method": rows[0]["method"], "reused": reused,
               "scored_by": "gain" if gained else "cost", "start": start, "budgets": [row["budget"] for row in complete],
+              "planned_budgets": [row["budget"] for row in rows],
               "targets": None if gained else {}}
     own = rows[0]["method"] == "scratch"
     for name, target in ({} if gained else targets).items():
@@ -140,8 +153,9 @@ def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, f
             curve = [(row[clock], row["mean"]) for row in complete]
             reading = base if own else scores.cost_at(curve, target, start)
             cell["cost"][clock] = reading._asdict()
-            cell["speed_up"][clock] = None if own else scores.speed_up(
-                base, curve, [row["difference"]["half"] for row in complete], target, start)._asdict()
+            cell["speed_up"][clock] = None if own else (scores.speed_up(
+                base, curve, [row["difference"]["half"] for row in complete], target, start)
+                if timed or clock != "seconds" else NOT_COMPARABLE)._asdict()
         result["targets"][name] = cell
     return result
 
@@ -163,7 +177,7 @@ def past_runs(past: Sequence[Mapping]) -> dict:
             "seeds": min(len(done), 1), "provenance": provenance(done)}
 
 
-def references(label: str, gained: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
+def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
     """What the rows of one method are compared with, by the name of the comparison in report.json."""
     if label == "scratch":
         return {}
@@ -176,6 +190,8 @@ def references(label: str, gained: bool, methods: Mapping[str, Sequence[dict]]) 
 
     chosen = {"difference": at_budget(scratch, "scratch")}
     chosen |= {f"equal_{clock}": at_equal_cost(complete, clock) for clock in CLOCKS}
+    if not timed:
+        chosen["equal_seconds"] = lambda row: "not comparable"
     if gained:
         chosen["gain_over_scratch_2"] = at_budget(complete, "complete scratch", 2)
         if label != "warm_start":
@@ -207,14 +223,19 @@ def aggregate(study: Mapping) -> dict:
     common = max(budgets, key=lambda budget: (budgets.count(budget), budget), default=1)
 
     result = []
+    finished = [row for row in scratch if row["complete"]]
     for label, own in methods.items():
         add_intervals(own)
+        timed = timed_alike([*own, *scratch])
         gained = plan["scenario"] == "same" and any("weights" in row["reused"] for row in own)
-        for name, reference in references(label, gained, methods).items():
+        for name, reference in references(label, gained, timed, methods).items():
             for row, cell in zip(own, compare(own, reference), strict=True):
                 row[name] = cell
-        result.append(score(own, [row for row in scratch if row["complete"]], targets, gained)
-                      | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common)})
+        for row in own if label != "scratch" else ():
+            row["cheaper"] = scores.cheaper((row["flops"], row["mean"]), row["difference"]["half"], [
+                (other["flops"], other["mean"]) for other in finished])._asdict() if row["complete"] else None
+        result.append(score(own, finished, targets, gained, timed)
+                      | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common, timed)})
 
     def listed(*states):
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}
@@ -225,7 +246,8 @@ def aggregate(study: Mapping) -> dict:
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "past_epochs": plan["past_epochs"], "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
-              "full_accuracy": targets["full"], "targets": targets, "rows": rows, "scores": result,
+              "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
+              "timed_alike": timed_alike(rows), "rows": rows, "scores": result,
               "past": past_runs(same_data), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)

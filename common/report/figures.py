@@ -1,7 +1,7 @@
 """The report's figures, drawn from the numbers of report.json. Agg only; the same report gives the same bytes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from PIL import Image
 
 from common.files import write_atomic
-from common.report.recommend import ranking
+from common.report.recommend import along_curves, ranking
 from common.report.words import budget, significant
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow is left out, too pale on white
@@ -84,7 +84,8 @@ def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tupl
 
 def tradeoff(report: Mapping, path: Path) -> bool:
     """Test accuracy over budget and over FLOPs, a line a method, its band the interval."""
-    rows = [row for row in report["rows"] if row["seeds"]]
+    chosen = {score["method"] for score in along_curves(report)}
+    rows = [row for row in report["rows"] if row["seeds"] and row["method"] in chosen]
     if not rows:
         return False
     figure, axes = panels(2, (10.5, 4.6))
@@ -123,11 +124,15 @@ def tradeoff(report: Mapping, path: Path) -> bool:
 
 def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Path) -> bool:
     """Mean test accuracy over counted seconds and over FLOPs, the longest budget of each method."""
-    curves = {method: curve for method, curve in curves.items() if curve["accuracy"]}
+    chosen = {score["method"] for score in along_curves(report)}
+    curves = {method: curve for method, curve in curves.items() if curve["accuracy"] and method in chosen}
     if not curves:
         return False
-    figure, axes = panels(2, (10.5, 4.6))
-    for panel, name, scale in zip(axes, ("seconds", "flops"), (1, TERA), strict=True):
+    clocks = {"flops": (TERA, "training and preparation, TFLOP")}
+    if report["timed_alike"]:
+        clocks = {"seconds": (1, "counted seconds")} | clocks
+    figure, axes = panels(len(clocks), (10.5 if len(clocks) > 1 else 7, 4.6))
+    for panel, (name, (scale, label)) in zip(axes, clocks.items(), strict=True):
         for method, look in styles(report).items():
             if method not in curves:
                 continue
@@ -136,9 +141,9 @@ def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Pat
                        color=look["color"], linestyle=look["linestyle"], marker=look["marker"], markevery=[-1],
                        markersize=6, linewidth=1.5, label=f"{method} ({budget(curve['budget'])})")
         panel.set_xlim(left=0)
+        panel.set_xlabel(label)
         clean(panel)
-    axes[0].set(ylabel="test accuracy, %", xlabel="counted seconds")
-    axes[1].set(xlabel="training and preparation, TFLOP")
+    axes[0].set(ylabel="test accuracy, %")
     legend(figure, axes[0])
     save(figure, path)
     return True
@@ -155,6 +160,8 @@ def step_cost(report: Mapping, path: Path) -> bool:
         cell, colour = score["step_cost"], looks[score["method"]]["color"]
         for offset, clock, look in ((-0.19, "flops", {"color": colour}),
                                     (0.19, "seconds", {"facecolor": "white", "edgecolor": colour, "hatch": "////"})):
+            if cell[clock] is None:
+                continue
             axes.barh(i + offset, cell[clock], height=0.34, **look)
             axes.annotate(f"{cell[clock]:.2f}", (cell[clock], i + offset), xytext=(3, 0), va="center", fontsize=7.5,
                           color=INK, textcoords="offset points", zorder=4,
@@ -165,7 +172,7 @@ def step_cost(report: Mapping, path: Path) -> bool:
     axes.set_yticks(range(len(scored)), [f"{score['method']} ({budget(score['step_cost']['budget'])})"
                                          for score in scored])
     axes.set_ylim(len(scored) - 0.5, -0.5)
-    axes.set_xlim(0, 1.1 * max(score["step_cost"][clock] for score in scored for clock in ("flops", "seconds")))
+    axes.set_xlim(0, 1.1 * max(score["step_cost"][clock] or 0 for score in scored for clock in ("flops", "seconds")))
     axes.set_xlabel("cost of a training step, scratch in the same budget (in brackets) = 1")
     clean(axes, "x")
     figure.legend(loc="outside upper right", frameon=False, fontsize=8.5, ncols=2)
@@ -175,7 +182,7 @@ def step_cost(report: Mapping, path: Path) -> bool:
 
 def speedup(report: Mapping, path: Path) -> bool:
     """Speed-up to full accuracy and to a point below: by FLOPs filled, by counted seconds hollow below it."""
-    scored = [score for score in ranking(report) if score["targets"] and score["method"] != "scratch"]
+    scored = [score for score in along_curves(report) if score["targets"] and score["method"] != "scratch"]
     if not scored or report["full_accuracy"] is None:
         return False
     looks, bounds = styles(report), [0.8, 1.25]
@@ -232,11 +239,12 @@ def pleasant_times(low: float, high: float) -> list[float]:
     return sorted(ticks)
 
 
-def draw(report: Mapping, curves: Mapping[str, Mapping], folder: Path) -> list[str]:
-    """Writes the figures that the study has numbers for; returns their names. Figures of an older report go."""
+def draw(report: Mapping, curves: Mapping[str, Mapping], folder: Path, more: Mapping[str, Callable]) -> list[str]:
+    """Writes the figures that the study has numbers for, and those of `more`; returns their names. Older ones go."""
     made = {"tradeoff": tradeoff(report, folder / "tradeoff.png"),
             "accuracy_over_cost": accuracy_over_cost(report, curves, folder / "accuracy_over_cost.png"),
             "speedup": speedup(report, folder / "speedup.png"),
+            **{name: function(report, folder / f"{name}.png") for name, function in more.items()},
             "step_cost": step_cost(report, folder / "step_cost.png")}
     for name, drawn in made.items():
         if not drawn:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from common.report import words
-from common.report.recommend import ranking, rows_of
+from common.report import landscape, words
+from common.report.recommend import along_curves, rows_of
 from common.report.words import budget, percent, point_interval, significant, speed_up
 
 TERA, MEGA = 1e12, 1e6
@@ -14,6 +14,8 @@ FIGURES = {
                 "95 % t-intervals. Hollow points lack planned seeds.",
     "accuracy_over_cost": "Learning curves of each method's longest budget, mean over seeds. Before its last epoch a "
                           "curve has not annealed: compare the ends, not the middles.",
+    "landscape": "Every method at one budget, with its 95 % interval, the best first; none whose cost lies outside scratch's "
+                 "budgets. Hollow points lack planned seeds.",
     "step_cost": "Cost of one training step over scratch's in the same budget, preparation left out.",
     "speedup": "Speed-up over scratch at equal accuracy, with its interval. Filled: by FLOPs. Hollow: by counted "
                "seconds. An arrow: that end of the interval is open.",
@@ -33,9 +35,13 @@ it before the first step. Nothing is extrapolated.
 definition. Its interval reads the method's curve moved down and up by the half-width of the interval of its paired \
 difference to scratch. *Not reached* as an end of an interval: the moved curve does not get there. \
 *Unknown*: scratch's own cost is, as where its smallest budget is above already.
+- **Cheaper than scratch at its accuracy** is scratch's FLOPs to a row's accuracy over those of the row, for one budget \
+what the speed-up is for the whole curve; its interval moves the row by the half-width of its paired difference. \
+*Open*: scratch has no budget that gets there.
 - **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
 FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
-evaluating and checkpointing; they contain preparation.
+evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
+both rows on one device.
 - **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.
 - **No interval is corrected** for looking at many methods at once."""
 
@@ -61,14 +67,15 @@ def accuracy(row: Mapping) -> str:
 
 
 def headline(report: Mapping) -> str:
-    lines, used = [], []
-    for score in ranking(report):
+    lines, used, chosen = [], [], along_curves(report)
+    timed = any(score["step_cost"] and score["step_cost"]["seconds"] for score in chosen if score["method"] != "scratch")
+    for score in chosen:
         rows = rows_of(report, score["method"])
         used += rows
         last = next((row for row in reversed(rows) if row["complete"]), None)
         step = score["step_cost"]
         complete = f"{sum(row['complete'] for row in rows)}/{len(rows)}"
-        costs = [f"{step[clock]:.2f}" if step else "–" for clock in ("flops", "seconds")]
+        costs = [f"{step[clock]:.2f}" if step and step[clock] else "–" for clock in ("flops", "seconds")]
         if score["method"] == "scratch":
             cells = ["unknown" if report["full_accuracy"] is None else "1"] * 3 + ["–"]
         elif score["scored_by"] == "gain":
@@ -78,16 +85,20 @@ def headline(report: Mapping) -> str:
             cells = [speed_up(full["flops"]), speed_up(full["seconds"]), speed_up(near["flops"]),
                      f"{point_interval(last['equal_flops'])} at {budget(last['budget'])}" if last else "–"]
         lines.append([f"`{score['method']}`", *cells, *costs, ", ".join(score["reused"]) or "nothing", complete])
-    return table(["Method", "Speed-up to full, FLOPs", "by seconds", "to full − 1 point, FLOPs",
-                  "Points over scratch at equal FLOPs, at budget", "FLOPs of a step", "seconds of a step", "Reuses",
-                  "Rows complete"], lines) + "\n\n" + words.provenance(used, report)
+    head = ["Method", "Speed-up to full, FLOPs", "by seconds", "to full − 1 point, FLOPs",
+            "Points over scratch at equal FLOPs, at budget", "FLOPs of a step", "seconds of a step", "Reuses", "Rows complete"]
+    if not timed:
+        lines, head = [line[:2] + line[3:6] + line[7:] for line in lines], head[:2] + head[3:6] + head[7:]
+    others = len(report["scores"]) - len(chosen)
+    more = f"\n\nPlanned at one budget alone: {words.count(others, 'method')} more, see [side by side](#side-by-side)."
+    return table(head, lines) + "\n\n" + words.provenance(used, report) + (more if others else "")
 
 
 def summary(report: Mapping) -> str:
     """The table of the README's first screen: test accuracy per budget, price of a step, speed-up."""
     budgets = sorted({row["budget"] for row in report["rows"]})
-    lines = []
-    for score in ranking(report):
+    lines, chosen = [], along_curves(report)
+    for score in chosen:
         rows = {row["budget"]: row for row in rows_of(report, score["method"])}
         cells = [(accuracy(rows[b]) + ("" if rows[b]["complete"] else f" ({seeds(rows[b])} seeds)")) if b in rows else "–"
                  for b in budgets]
@@ -100,7 +111,9 @@ def summary(report: Mapping) -> str:
     state = f" **{absent} of {planned} runs are still missing**; rows that lack seeds count for nothing yet." if absent else ""
     return table(["Method", *(f"Test % at budget {budget(b)}" for b in budgets), "FLOPs of a step",
                   "Speed-up to full accuracy, FLOPs"], lines) \
-        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}"
+        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}" \
+        + (f" {len(report['scores']) - len(chosen)} more methods at one budget: under [Scripts](#scripts)."
+           if len(chosen) < len(report["scores"]) else "")
 
 
 def every_row(report: Mapping) -> str:
@@ -116,7 +129,7 @@ def every_row(report: Mapping) -> str:
 
 def cost_to(report: Mapping, name: str) -> str:
     lines, used = [], []
-    for score in ranking(report):
+    for score in along_curves(report):
         if not score["targets"]:
             continue
         cell = score["targets"][name]
@@ -151,8 +164,9 @@ def cost_of_past(report: Mapping) -> str:
             cost = row["cost"][clock]
             cells += [significant(value / scale)
                       for value in (cost["marginal"], cost["with_preparation"], cost["amortized"]["5"])]
+        cells.insert(2, landscape.preparation(row))
         lines.append([f"`{row['method']}`", budget(row["budget"]), *cells, significant(row["past_bytes"] / MEGA)])
-    return table(["Method", "Budget", "TFLOP, marginal", "with preparation", "amortized over 5", "Seconds, marginal",
+    return table(["Method", "Budget", "TFLOP, marginal", "with preparation", "of it %", "amortized over 5", "Seconds, marginal",
                   "with preparation", "amortized over 5", "MB of past kept"], lines) \
         + "\n\n" + words.provenance(report["rows"], report)
 
@@ -201,8 +215,8 @@ def opening(report: Mapping) -> str:
         text += "**The new runs differ in their data fingerprint: comparisons between them are not valid.** "
     commits = {item for row in report["rows"] for item in row["provenance"]["commit"]}
     if len(commits) > 1:
-        text += (f"**Rows were made by {len(commits)} versions of the code, beside whatever else their machine did then: counted "
-                 "seconds do not compare them, FLOPs and steps do.** ")
+        text += (f"**Rows were made by {len(commits)} versions of the code, beside whatever else their machine did then: FLOPs "
+                 "and steps compare them all; counted seconds are compared only with a scratch of the same version.** ")
     return text + ("It recommends nothing, see [why](#recommendations)." if report["blocked"]
                    else "What follows from it: [recommendations](#recommendations).")
 
@@ -211,6 +225,7 @@ def markdown(report: Mapping) -> str:
     """The whole of REPORT.md; the same report gives the same text."""
     figures = "\n\n".join(f"![{name}](figures/{name}.png)\n\n{FIGURES[name]}" for name in report["figures"])
     parts = [("Headline", headline(report)), ("Figures", figures or "No finished run to draw."),
+             ("Side by side", landscape.tables(report, table, accuracy)),
              ("Every row", "Differences are in points, paired by seed.\n\n" + every_row(report))]
     parts += [(f"Cost to {GOALS[name]} ({percent(target)} %)",
                cost_to(report, name)) for name, target in report["targets"].items() if target is not None]

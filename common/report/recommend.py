@@ -18,6 +18,19 @@ def ranking(report: Mapping) -> list[Mapping]:
     return sorted(report["scores"], key=key)
 
 
+def along_curves(report: Mapping) -> list[Mapping]:
+    """Scores of methods that the study plans at more budgets than one, or that one budget brings to full accuracy.
+
+    All, where no method has more than one.
+    """
+    def at_full(score):
+        return score["targets"] and score["method"] != "scratch" and score["targets"]["full"]["speed_up"]["flops"]["value"]
+
+    ranked = ranking(report)
+    return [score for score in ranked if len(score["planned_budgets"]) > 1 or at_full(score)] \
+        if any(len(score["planned_budgets"]) > 1 for score in ranked) else ranked
+
+
 def rows_of(report: Mapping, method: str) -> list[Mapping]:
     return [row for row in report["rows"] if row["method"] == method]
 
@@ -70,7 +83,7 @@ def save_compute(report: Mapping, target: str, goal: str) -> dict:
         return found | {"text": text}
     text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
             f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
-    if not above(cell["seconds"], 1):
+    if cell["seconds"]["status"] != "not comparable" and not above(cell["seconds"], 1):
         text += " By seconds the saving is not established."
     free = next((score for score in met if not score["reused"]), None)
     if not best["reused"]:

@@ -151,6 +151,24 @@ def speed_up(reference: Reading, curve: Curve, halves: Sequence[float | None], t
     return SpeedUp(status, value, low, low_status, high, high_status)
 
 
+def cheaper(row: tuple[float, float], half: float | None, reference: Curve) -> SpeedUp:
+    """Cost of the reference at a row's accuracy over the row's own cost; the row is (cost, accuracy).
+
+    The interval: the same with the row's accuracy moved down and up by `half`. A status is that of the reference:
+    where it is "at most", its smallest budget is above already, and the number is an upper bound.
+    """
+    cost, accuracy = row
+
+    def read(sign: int) -> tuple[str, float | None]:
+        if sign and half is None:
+            return "unknown", None
+        status, other = cost_at(reference, accuracy + sign * (half or 0))
+        return status, other / cost if other else None
+
+    (status, value), (low_status, low), (high_status, high) = read(0), read(-1), read(1)
+    return SpeedUp(status, value, low, low_status, high, high_status)
+
+
 def cost_columns(training: float, preparation: float, reuses: Sequence[int] = (1, 5)) -> dict:
     """What a run costs its user: its training alone, with all of its preparation, and with 1/k of it over k reuses."""
     return {"marginal": training, "with_preparation": training + preparation,
