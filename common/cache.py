@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from common.files import Refused, read_json, unwritable, write_json
-from common.ranks import world
+from common.ranks import rank, wait, world
 
 
 def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callable) -> Tensor:
@@ -32,6 +32,8 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
         raise unwritable(path, error) from None
     with lock:
         with run.untimed("data"):                             # while another process makes it: charged below instead
+            if rank():
+                wait()                                        # for rank 0, which makes it for all
             fcntl.flock(lock, fcntl.LOCK_EX)
         price = path.with_suffix(".json")
         if price.exists() and path.exists():
@@ -43,14 +45,20 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
             with run.prepare(name) as call:
                 try:
                     table = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+                    with open(partial, "r+b") as file:        # a full disk would end a mapped write with a bus error
+                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
                     fill(call, table)
                     table.flush()
                     os.replace(partial, path)
                 except OSError as error:
-                    partial.unlink(missing_ok=True)
                     raise unwritable(path, error) from None
-            flops = (run.clock.flops["preparation"] - flops) // world()         # one rank made it for all
-            write_json(price, {"seconds": run.clock.counted() - seconds, "flops": flops, "key": key})
+                finally:
+                    partial.unlink(missing_ok=True)
+            made = (run.clock.flops["preparation"] - flops) // world()          # counted as if every rank had made it
+            run.clock.flops["preparation"] = flops + made
+            write_json(price, {"seconds": run.clock.counted() - seconds, "flops": made, "key": key})
+        if rank() == 0:
+            wait()
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

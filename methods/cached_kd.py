@@ -41,32 +41,37 @@ def choose(examples, args):
     return order[:, : args.views].sort(1).values
 
 
+def cached_outputs(run, data, views):
+    """[N, V, C] the past run's logits for each example under its `views` [N, V], from disk where that has been paid already."""
+    past, args = run.past(data)[0], run.args
+    teacher = past.model(run.device)                          # frozen, eval mode
+
+    @torch.no_grad()
+    def ask(call, table):
+        for column in range(args.views):
+            for batch in all_batches(data.train, 500, views[:, column]):
+                table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
+
+    key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
+           "labels": args.labels, "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
+           "device": run.config["device"]}
+    return cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    past = run.past(data)[0]
     views = choose(data.examples, args).to(run.device)        # [N, V]
-
-    def ask(call, table):
-        teacher = past.model(run.device)                      # frozen, eval mode
-        for column in range(args.views):
-            for batch in all_batches(data.train, 500, views[:, column]):
-                with torch.no_grad():
-                    table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
+    if args.alpha:
+        cache = cached_outputs(run, data, views)              # [N, V, C]
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]
         loss = task.loss(output, batch.target)                # [B]
         return loss, task.stats(output, batch.target)
-
-    key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
-           "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
-           "device": run.config["device"]}
-    if args.alpha:
-        cache = cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
 
     def distil(model, batch):
         soft = cache[batch.index, batch.view]                 # [B, C]
