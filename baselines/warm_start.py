@@ -21,7 +21,10 @@ from common.tasks import TASKS
 
 
 def parser():
-    return arguments(__file__, __doc__, past=True)
+    parser = arguments(__file__, __doc__, past=True)
+    parser.add_argument("--part", choices=("all", "trunk"), default="all", help="all weights, of the same model and task; or "
+                        "whatever fits but the head, from any task")
+    return parser
 
 
 def main(args):
@@ -30,7 +33,7 @@ def main(args):
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    model.load_state_dict(run.past(data)[0].weights(model))
+    model.load_state_dict(run.past(data)[0].weights(model, args.part))
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 
 from common.files import Refused
-from common.models import MODELS
+from common.models import model_name
 from common.past import find_runs, read_config
 from common.tasks import TASKS
 
 INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay")
-# Where and on what a run is made does not make it another run; task ... seed stand in the folder's name already.
-PLACE = ("data_dir", "results", "device", "compile", "slim", "force")
+# Where a run is made, on what, and what of it is looked at, does not make it another run; task ... seed stand in the
+# folder's name already.
+PLACE = ("data_dir", "results", "device", "compile", "slim", "force", "parts")
+AUGMENT, LABELS = ("crop-flip", "none"), ("fine", "coarse")
 NAMED = ("task", "model", "method", "tag", "epochs", "seed")
 
 
@@ -89,7 +91,8 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
 
     own("--task", choices=TASKS, help=f"data set with its loss and score ({inherited}shapes)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the data sets, as torchvision lays them out")
-    own("--model", choices=MODELS, help=f"architecture ({inherited}{per_task['model']})")
+    own("--model", type=model_name, metavar="NAME", help="architecture: resnet8 to resnet110, one of these at another width "
+        f"(resnet56x2), or torchvision's (tv:resnet18) ({inherited}{per_task['model']})")
     own("--epochs", type=float, metavar="E", help="budget: passes over the examples kept, a fraction is allowed; the "
         f"learning rate is annealed to exactly that ({inherited}{per_task['epochs']})")
     own("--batch-size", type=int, metavar="B", help=f"examples in a step ({inherited}{per_task['batch_size']})")
@@ -99,11 +102,13 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
         f"added to the gradient ({inherited}{per_task['weight_decay']})")
     add("--seed", type=int, default=0, metavar="K", help="of initial weights, data order and views; past runs have 100, "
         "101, ..., and seed k reuses past run 100 + k where it reuses one")
-    own("--augment", choices=("crop-flip", "none"), help="pad 4 pixels, crop, flip; or nothing "
+    own("--augment", choices=AUGMENT, help="pad 4 pixels, crop, flip; or nothing "
         f"({inherited}crop-flip)")
-    own("--labels", choices=("fine", "coarse"), help=f"classes or superclasses ({inherited}fine)")
+    own("--labels", choices=LABELS, help=f"classes or superclasses ({inherited}fine)")
     add("--subset", default="all", metavar="TEXT", help="class-balanced part of the training set: all, half, share:0.2, "
         "not:3/5, classes:80, members:3/5")
+    add("--parts", default="", metavar="TEXT", help="score apart what --subset TEXT would keep, as old, and the rest, as new: "
+        "the test examples of its classes, or, where it keeps all classes, the training examples")
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="share of the training examples (0..1) to leave out "
         "and to evaluate on instead of the test set, for choosing hyperparameters")
     add("--past", nargs="+", default=[], metavar="PATH", help="finished runs to reuse: run folders or folders of them")
@@ -140,12 +145,13 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     fill(args).inherited = inherited
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
-    if args.model not in MODELS:
-        raise Refused(f"--model {args.model} is unknown here; choose from {', '.join(MODELS)}.")
+    model_name(args.model)                                    # a past run's may be unknown here
     for name, fits, must in (("epochs", args.epochs > 0, "be above 0"), ("batch_size", args.batch_size > 1, "be above 1"),
                              ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
                              ("holdout", 0 <= args.holdout < 1, "be at least 0 and below 1"),
                              ("seed", args.seed >= 0, "be 0 or more"),
+                             ("labels", args.labels in LABELS, f"be one of {', '.join(LABELS)}"),
+                             ("augment", args.augment in AUGMENT, f"be one of {', '.join(AUGMENT)}"),
                              ("tag", all(c.isalnum() or c in "_.-" for c in args.tag), "have letters, digits, '.', '_', '-'")):
         value = getattr(args, name)
         if not fits or isinstance(value, float) and not math.isfinite(value):

@@ -1,5 +1,4 @@
 """Tables that cost a preparation, kept on disk: made by one process, charged in full to everyone who reads them."""
-import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, from_numpy
 
-from common.files import Refused, read_json, unwritable, write_json
+from common.files import Refused, lock, read_json, unwritable, write_json
 from common.ranks import rank, wait, world
 
 
@@ -25,16 +24,11 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
     """
     text = json.dumps(key | {"shape": shape}, sort_keys=True)
     path = Path(run.args.results) / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")
-    except OSError as error:
-        raise unwritable(path, error) from None
-    with lock:
-        with run.untimed("data"):                             # while another process makes it: charged below instead
-            if rank():
-                wait()                                        # for rank 0, which makes it for all
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with run.untimed("data"):                                 # while another process makes it: charged below instead
+        if rank():
+            wait()                                            # for rank 0, which makes it for all
+        held = lock(path.with_suffix(".lock"), wait=True)
+    with held:
         price = path.with_suffix(".json")
         if price.exists() and path.exists():
             paid = read_json(price)

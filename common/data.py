@@ -17,7 +17,7 @@ from common import ranks
 from common.amp import amp_dtype
 from common.files import Refused
 from common.seeding import generator
-from common.subsets import rank_in_class, subset
+from common.subsets import parts, rank_in_class, subset
 
 PAD = 4
 SHIFTS = 2 * PAD + 1
@@ -50,6 +50,7 @@ class Split:
         self.index = torch.from_numpy(index.astype(np.int64))                   # [n] on the CPU, where order is made
         self.mean, self.std = mean.to(device), std.to(device)                   # [3] in 0..255
         self.grid = torch.arange(self.size, device=device)                      # [H]
+        self.parts: dict[str, Tensor] = {}                                      # name -> [N] bool, which are scored apart
         self.device, self.amp = device, amp
 
     def __len__(self) -> int:
@@ -79,6 +80,7 @@ class Data:
     train: Split
     test: Split                                               # the held-out part of train under --holdout
     classes: list[int]                                        # the data set's own number of each class in use
+    labels: str                                               # "fine", or "coarse" where those are superclasses
     examples: int                                             # N, of the whole training set
     fingerprint: str                                          # of images and labels, before --subset
 
@@ -119,7 +121,14 @@ def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
         evaluated, keep = split(keep[held], images, target, "none"), keep[~held]
     else:
         evaluated = split(test_keep, test_images, test_target, "none")
-    data = Data(split(keep, images, target, args.augment), evaluated, classes.tolist(), len(images), fingerprint(images, fine))
+    train = split(keep, images, target, args.augment)
+    if args.parts:
+        in_train, in_test = parts(args.parts, fine, coarse, test_fine)
+        whole = bool(in_test.all())                           # then nothing sets test examples apart: training ones do
+        apart = train if whole else evaluated
+        mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
+        apart.parts = {"old": mask, "new": ~mask}
+    data = Data(train, evaluated, classes.tolist(), "coarse" if coarse_labels else "fine", len(images), fingerprint(images, fine))
     if not len(data.test):
         raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
     if len(data.train) * args.epochs < args.batch_size:

@@ -1,10 +1,11 @@
 """Files that are whole or not there, and errors that say what to do."""
+import fcntl
 import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import torch
 
@@ -19,6 +20,27 @@ class Refused(SystemExit):
 def unwritable(path: Path, error: OSError) -> Refused:
     return Refused(f"cannot write {path}: {error.strerror}. Make room or choose another --results, then run the same command "
                    "again: it goes on from its last checkpoint.")
+
+
+def lock(path: Path, wait: bool) -> TextIO | None:
+    """Makes `path` and locks it; the lock goes with the file that is returned, or with the process. None if another has it.
+
+    Raises
+        Refused: the file cannot be made, or its file system knows no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = open(path, "w")
+    except OSError as error:
+        raise Refused(f"cannot make {path.parent}: {error.strerror}. Choose another --results or --data-dir.") from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        return None
+    except OSError as error:
+        raise Refused(f"cannot lock {path}: {error.strerror}. Choose another folder, on a file system that has locks.") from None
+    return held
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object] | str) -> None:

@@ -1,5 +1,4 @@
 """A run's folder: one process in it at a time, and only the run that it belongs to."""
-import fcntl
 import shlex
 import shutil
 import sys
@@ -12,7 +11,7 @@ from torch import nn
 
 from common import ranks
 from common.args import PLACE, recorded
-from common.files import Refused, read_json, write_torch
+from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
 
 
@@ -25,21 +24,15 @@ def describe(args, name: str, past_names: list[str], device: torch.device) -> di
             "past": past_names, "created": time.time()}
 
 
-def lock(folder: Path) -> TextIO:
+def take(folder: Path) -> TextIO:
     """Makes the folder; keep what it returns open to the end: the system drops the lock with the process.
 
     Raises
         Refused: the folder cannot be made, or another process works in it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = open(folder / ".lock", "w")
-    except OSError as error:
-        raise Refused(f"cannot make {folder}: {error.strerror}. Choose another --results.") from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Refused(f"{folder} is in use by another process: wait for it, or give this run a --tag.") from None
+    held = lock(folder / ".lock", wait=False)
+    if held is None:
+        raise Refused(f"{folder} is in use by another process: wait for it, or give this run a --tag.")
     return held
 
 
@@ -86,9 +79,10 @@ def read_last(path: Path, where: dict, force: bool) -> dict:
     except Exception as error:                                # a damaged zip can raise anything
         raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
     for name, value in where.items():
-        if begun.get(name) != value and not force:
+        if begun.get(name) != value and (not force or name in ("ranks", "data")):
             raise Refused(f"{path.parent} was begun with {name} {begun.get(name)}, here it is {value}: the result would "
-                          "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads), or add --force.")
+                          "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads)" + (
+                              "." if force else ", or, but for ranks and data, add --force."))
     return last
 
 

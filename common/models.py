@@ -1,14 +1,19 @@
-"""ResNets for small images: 3 stages of basic blocks, widths 16/32/64 (He et al. 2016, arXiv:1512.03385, section 4.2).
+"""Models by name: `resnet8` ... `resnet110`, wider as in `resnet56x2`, and torchvision's as in `tv:resnet18`.
+
+ResNets for small images: 3 stages of basic blocks, widths 16/32/64 (He et al. 2016, arXiv:1512.03385, section 4.2).
 
 The variant of RepDistiller and most distillation papers: where a stage changes width, the shortcut is a 1x1
 convolution with batch norm; convolutions start from kaiming normal (fan-out). ResNet-56 with 100 classes has
 861,620 parameters and takes 125.75 M multiply-adds for a 32 x 32 image.
 """
+import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from common.files import Refused
 
 
 class Block(nn.Module):
@@ -30,18 +35,21 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of depth 6n + 2. All parameters but those of `head` are the trunk."""
+    """ResNet of depth 6n + 2, its stages `width` times 16, 32, 64 channels wide. All parameters but the head's are the trunk."""
 
-    def __init__(self, depth: int, classes: int):
+    head_name = "head"
+
+    def __init__(self, depth: int, classes: int, width: float = 1):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         assert blocks > 0 and rest == 0, f"depth {depth} is not 6n + 2"
-        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.stage1 = self._stage(16, 16, blocks, stride=1)
-        self.stage2 = self._stage(16, 32, blocks, stride=2)
-        self.stage3 = self._stage(32, 64, blocks, stride=2)
-        self.head = nn.Linear(64, classes)
+        first, second, third = (round(width * channels) for channels in (16, 32, 64))
+        self.conv = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(first)
+        self.stage1 = self._stage(first, first, blocks, stride=1)
+        self.stage2 = self._stage(first, second, blocks, stride=2)
+        self.stage3 = self._stage(second, third, blocks, stride=2)
+        self.head = nn.Linear(third, classes)
 
     @staticmethod
     def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
@@ -51,7 +59,7 @@ class ResNet(nn.Module):
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """image [B, 3, H, W] normalised -> logits [B, C]; with `features` also the three stages' outputs [B, c, h, w]."""
         x = F.relu(self.bn(self.conv(image)), inplace=True)
-        f1 = self.stage1(x)                                   # [B, 16, H, W]
+        f1 = self.stage1(x)                                   # [B, 16, H, W], times the width
         f2 = self.stage2(f1)                                  # [B, 32, H/2, W/2]
         f3 = self.stage3(f2)                                  # [B, 64, H/4, W/4]
         output = self.head(f3.mean((2, 3)))                   # [B, C]
@@ -86,14 +94,37 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, resnet110)}
 
 
-def build(name: str, classes: int, generator: torch.Generator, device: torch.device) -> nn.Module:
-    """A channels-last model in train mode whose initial weights are a function of `generator` alone."""
-    model = MODELS[name](classes)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features ** -0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+def model_name(text: str) -> str:
+    """argparse type: a name that `build` knows."""
+    plain = re.fullmatch(r"(resnet\d+)(?:x(\d+(?:\.\d+)?))?", text)
+    if plain and plain[1] in MODELS and (plain[2] is None or float(plain[2]) >= 0.25):
+        return text
+    if text.startswith("tv:"):
+        from torchvision import models as torchvision_models  # costs a second; our own ResNets need none of it
+        if text[3:] in torchvision_models.list_models(torchvision_models):
+            return text
+    raise Refused(f"--model {text} is unknown here; choose from {', '.join(MODELS)}, one of these at another width "
+                  "(resnet56x2, resnet20x0.5), or one of torchvision's classification models (tv:resnet18, "
+                  "tv:mobilenet_v3_small).")
+
+
+def build(name: str, classes: int, generator: torch.Generator, device: torch.device, size: int = 32) -> nn.Module:
+    """A channels-last model in train mode whose initial weights are a function of `generator` alone.
+
+    Args
+        size: pixels of an image's side, which torchvision's models below 64 need to know.
+    """
+    if name.startswith("tv:"):
+        from common.zoo import Torchvision
+        model = Torchvision(name[3:], classes, size, generator)
+    else:
+        depth, _, width = name.removeprefix("resnet").partition("x")
+        model = ResNet(int(depth), classes, float(width or 1))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            elif isinstance(module, nn.Linear):
+                bound = module.in_features ** -0.5
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
     return model.to(device, memory_format=torch.channels_last)

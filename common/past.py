@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import models
+from common import models, ranks
 from common.data import CENTER
 from common.files import Refused, read_json
 from common.log import read_rows
@@ -40,7 +40,8 @@ def read_config(folder: Path) -> dict:
     """
     config = read_json(folder / "config.json")
     args = config.get("args") if isinstance(config.get("args"), dict) else {}
-    for name, kind in (("task", str), ("model", str), ("seed", int), ("holdout", float), ("epochs", float)):
+    for name, kind in (("task", str), ("model", str), ("seed", int), ("holdout", float), ("epochs", float),
+                       ("lr", float), ("weight_decay", float), ("batch_size", int)):
         if not isinstance(args.get(name), kind):
             raise Refused(f"{folder}/config.json is damaged: its args lack {name!r}. Delete the folder and run it again.")
     if not isinstance(config.get("name"), str):
@@ -84,6 +85,8 @@ class PastRun:
         self.task, self.architecture = theirs["task"], theirs["model"]
         try:
             self.fingerprint, self.classes = self.config["data"]["fingerprint"], self.config["data"]["classes"]
+            coarse = theirs.get("labels") == "coarse" or theirs.get("subset", "all").startswith("members")
+            self.labels = self.config["data"].get("labels", "coarse" if coarse else "fine")     # first versions did not say
         except (KeyError, TypeError) as missing:
             raise Refused(f"{folder}/config.json is damaged: it lacks {missing}. Delete the folder and run it again.") from None
         if holdout != args.holdout:
@@ -99,24 +102,44 @@ class PastRun:
         self.reused.add(kind)
         return weights
 
-    def model(self, device: torch.device, checkpoint: str | None = None, features: bool = False) -> Teacher:
+    def model(self, device: torch.device, checkpoint: str | None = None, features: bool = False,
+              every_class: bool = False) -> Teacher:
         """The trained model as a teacher: frozen, in eval mode, batch norm folded into its convolutions.
+
+        Its logits are [B, C] of this run's classes, -inf where it does not know one.
 
         Args
             checkpoint: one of `checkpoints()`; the final weights otherwise.
-            features: only its features will be used, so that it may know other classes.
+            features: only its features will be used, so that it may know any classes.
+            every_class: refuse one that does not know all of this run's classes.
+
+        Raises
+            Refused: it knows none of this run's classes, or not every one that it has to.
         """
-        if not features and (self.task != self.args.task or self.classes != self.data.classes):
-            raise Refused(f"past run {self.name} predicts {len(self.classes)} classes of {self.task}, this run "
-                          f"{len(self.data.classes)} of {self.args.task}: its outputs cannot be used. Name past runs of the "
-                          "same task and classes, or reuse weights only (baselines/warm_start.py).")
-        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device)
+        columns = None
+        if not features and not self._same_classes():
+            if len(self._known()) < (len(self.data.classes) if every_class else 1):
+                raise Refused(f"past run {self.name} predicts {len(self.classes)} {self.labels} classes of {self.task}, this run "
+                              f"{len(self.data.classes)} {self.data.labels} ones of {self.args.task}: its outputs cannot be used "
+                              "here. Name past runs of the same task and classes, or a method that reuses weights, features or "
+                              "some classes' outputs (README.md, the table of scripts).")
+            theirs = {c: i for i, c in enumerate(self.classes)}
+            columns = torch.tensor([theirs.get(c, len(self.classes)) for c in self.data.classes], device=device)     # [C]
+        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device, self.data.train.size)
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
         weights = self._read(file, kind)
-        self._check(model, weights, file)
+        self._check({k: w.shape for k, w in model.state_dict().items()}, weights, file)
         model.load_state_dict(weights)
         few = self.data.train.index[:2].to(device)
-        return Teacher(model, self.data.train.images(few, torch.full_like(few, CENTER)), self.data.train.amp)
+        return Teacher(model, self.data.train.images(few, torch.full_like(few, CENTER)), self.data.train.amp, columns)
+
+    def _same_classes(self) -> bool:
+        return (self.task, self.labels, self.classes) == (self.args.task, self.data.labels, self.data.classes)
+
+    def _known(self) -> list[int]:
+        """Classes of this run that the past run knows, in the data set's own numbers."""
+        same = (self.task, self.labels) == (self.args.task, self.data.labels)
+        return [c for c in self.data.classes if c in self.classes] if same else []
 
     def digest(self) -> str:
         """64 hex digits that tell its final weights from any other's."""
@@ -125,15 +148,16 @@ class PastRun:
         self.reused.add("model")
         return hashlib.sha256(contents).hexdigest()
 
-    def _check(self, model: nn.Module, weights: dict[str, Tensor], file: str) -> None:
-        if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in model.state_dict().items()}:
+    def _check(self, expected: dict[str, tuple], weights: dict[str, Tensor], file: str) -> None:
+        if {k: w.shape for k, w in weights.items()} != expected:
             raise Refused(f"{self.folder / file} does not hold the weights of a {self.architecture} with "
                           f"{len(self.classes)} classes: the file is damaged. Run its command again (config.json).")
 
     def weights(self, model: nn.Module, part: str = "all", checkpoint: str | None = None) -> dict[str, Tensor]:
         """A state dict for `model`, batch norm's statistics included: `model.load_state_dict(past.weights(model))`.
 
-        The model itself is left as it is.
+        The model itself is left as it is. Where the past run knew other classes, the head's rows of those that both know are
+        the past ones, the others the model's own, and that is said.
 
         Args
             part: "all", or "trunk" to take whatever fits but the head, from any task, and to say what did not.
@@ -142,16 +166,34 @@ class PastRun:
         theirs, mine = self._read(file, "weights"), model.state_dict()
         theirs = {name: w.to(mine[name].device) if name in mine else w for name, w in theirs.items()}
         if part == "trunk":
-            fits = {k: w for k, w in theirs.items() if not k.startswith("head.") and k in mine and mine[k].shape == w.shape}
+            fits = {k: w for k, w in theirs.items() if not k.startswith(model.head_name + ".") and k in mine
+                    and mine[k].shape == w.shape}
             left = sorted(set(mine) - set(fits))
-            print(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
+            self._say(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
             return mine | fits
-        if self.architecture != self.args.model or self.classes != self.data.classes or self.task != self.args.task:
-            raise Refused(f"past run {self.name} is a {self.architecture} for {len(self.classes)} classes of {self.task}, this "
-                          f"run a {self.args.model} for {len(self.data.classes)} of {self.args.task}: the weights do not fit. "
-                          "Name past runs of the same model, task and classes.")
-        self._check(model, theirs, file)
+        if self.architecture != self.args.model or not (self._same_classes() or self._known()):
+            raise Refused(f"past run {self.name} is a {self.architecture} for {len(self.classes)} {self.labels} classes of "
+                          f"{self.task}, this run a {self.args.model} for {len(self.data.classes)} {self.data.labels} ones of "
+                          f"{self.args.task}: the weights do not fit. Name past runs of the same model and task that "
+                          "share classes.")
+        head = [name for name in mine if name.startswith(model.head_name + ".")]
+        expected = {k: w.shape if k not in head else (len(self.classes), *w.shape[1:]) for k, w in mine.items()}
+        self._check(expected, theirs, file)
+        if self._same_classes():
+            return theirs
+        known = self._known()
+        rows, places = ([own.index(c) for c in known] for own in (self.classes, self.data.classes))
+        for name in head:
+            theirs[name], past = mine[name].clone(), theirs[name]
+            theirs[name][places] = past[rows]
+        self._say(f"weights of {self.name}: head rows of {len(known)} of {len(self.data.classes)} classes placed, the others "
+              "from scratch")
         return theirs
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if ranks.rank() == 0:
+            print(text)
 
     def checkpoints(self) -> dict[str, float]:
         """Names of the checkpoints kept along the way, with the progress (0..1) each was taken at."""
@@ -160,9 +202,13 @@ class PastRun:
 
     def curve(self) -> list[dict]:
         """The run's rows of metrics.jsonl, epoch 0 first."""
+        rows = read_rows(self.folder)
+        if not rows:
+            raise Refused(f"{self.folder}/metrics.jsonl is missing: that past run was not kept whole. Run its command again "
+                          "(config.json).")
         self.kept["metrics.jsonl"] = (self.folder / "metrics.jsonl").stat().st_size
         self.reused.add("curve")
-        return read_rows(self.folder)
+        return rows
 
     def examples(self, name: str, every_epoch: bool = False) -> Tensor:
         """What was recorded about each training example: [N], averaged over its epochs, or [E, N]; NaN where unseen.

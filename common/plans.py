@@ -24,12 +24,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Study:
-    """A fixed plan; a budget is a share of the past runs' epochs."""
+    """A fixed plan; a budget is a share of `epochs`."""
 
     task: str
     model: str
     past_epochs: float
     runs: tuple[Runs, ...]
+    epochs: float | None = None                               # of budget 1; the past runs' where there is none
+    past_options: tuple[str, ...] = ()                        # of the past runs
+    options: tuple[str, ...] = ()                             # of all new runs
+    past_of: str = ""                                         # the study whose past runs these are, if not its own
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
     scenario: str = "same"
     recommend: bool = True
@@ -109,30 +113,32 @@ def studies() -> dict[str, Study]:
 def plan(name: str, study: Study) -> dict:
     """plan.json: every run with its command and its folder, past runs first."""
     results = f"results/{name}"
+    owner = study.past_of or name                             # of the past runs
+    above = f"../{owner}/" if study.past_of else ""           # from this study's folder to its
 
     def command(script, epochs, seed, where, budget, options=(), kind="past", tag=""):
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
         line += settings(*study.settings[budget]) if budget in study.settings else []
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
-        line += ["--past", f"{results}/{kind}"] if parser.get_default("needs_past") else []
+        line += ["--past", f"results/{owner}/{kind}"] if parser.get_default("needs_past") else []
         args = parser.parse_only(line[1:])
         past = [run["folder"] for run in before[kind]] if args.needs_past else []
         return {"seed": seed, "folder": folder_name(args, past),
                 "command": shlex.join(["python", *line])}
 
-    def made_before(kind, options):                           # the runs below results/STUDY/KIND
-        where = f"{results}/{kind}"
-        return [command("baselines/scratch", study.past_epochs, seed, where, 1, ("--slim", *options(fold)))
-                for fold, seed in enumerate(PAST_SEEDS, 1)]
+    def made_before(kind, options=lambda fold: ()):           # the runs below results/STUDY/KIND
+        return [command("baselines/scratch", study.past_epochs, seed, f"results/{owner}/{kind}", 1,
+                        ("--slim", *study.past_options, *options(fold))) for fold, seed in enumerate(PAST_SEEDS, 1)]
 
-    before = {} if study.tuning else {"past": made_before("past", lambda fold: ())}
+    before = {} if study.tuning else {"past": made_before("past")}
     if FOLDS & {r.script for r in study.runs}:
         before["folds"] = made_before("folds", lambda fold: ("--subset", f"not:{fold}/{len(PAST_SEEDS)}"))
     runs = [{"method": r.script.split("/")[1], "tag": r.tag, "budget": budget} |
-            command(r.script, budget * study.past_epochs, seed, results, budget, r.options,
+            command(r.script, budget * (study.epochs or study.past_epochs), seed, results, budget, (*study.options, *r.options),
                     "folds" if r.script in FOLDS else "past", r.tag)
             for r in study.runs for budget in r.budgets for seed in r.seeds]
+    past = [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in before.items() for run in made]
     return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario, "past_epochs": study.past_epochs,
-            "recommend": study.recommend, "tuning": study.tuning,
-            "past": [run | {"folder": f"{kind}/{run['folder']}"} for kind, made in before.items() for run in made], "runs": runs}
+            "recommend": study.recommend, "tuning": study.tuning, "past": past, "runs": runs,
+            "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets)}

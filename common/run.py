@@ -68,7 +68,7 @@ class Run:
         """Takes the folder; what config.json shall say, or says already."""
         config = folder.describe(self.args, self.name, self.past_names, self.device)
         if self.writes:
-            self.lock = folder.lock(self.folder)
+            self.lock = folder.take(self.folder)
         ranks.wait()
         config, summary = folder.opened(self.folder, config)
         if summary:
@@ -96,6 +96,7 @@ class Run:
         self.data, self.state = data, state
         self.where["data"] = data.fingerprint
         self.config["data"] = {"task": self.args.task, "fingerprint": data.fingerprint, "classes": data.classes,
+                               "labels": data.labels,
                                "train_examples": len(data.train), "test_examples": len(data.test)}
         for epoch in range(self._restore(), math.ceil(count) + 1):
             self.epoch = epoch

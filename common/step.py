@@ -38,7 +38,7 @@ class Step:
     nor branch on values. Where it keeps K < B rows, `parts["index"]` [K] says which examples. Every part is recorded.
     """
 
-    MOST = 16                                                 # loss functions of one run
+    MOST = 64                                                 # loss functions of one run, a sampled teacher's each
 
     def __init__(self, run, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.run, self.model, self.optimizer = run, model, optimizer
@@ -115,7 +115,9 @@ class Step:
         tables = {name: self.table(name) for name in self.recorded}
         self.run.record_examples(tables)
         self.recorded = {}
-        return {f"train/{name}": table.nanmean().item() for name, table in tables.items()}
+        apart = {f"train/{name}_{part}": table[mask].nanmean().item() for part, mask in self.run.data.train.parts.items()
+                 for name, table in tables.items() if mask.any() and not table[mask].isnan().all()}
+        return {f"train/{name}": table.nanmean().item() for name, table in tables.items()} | apart
 
     def table(self, name: str) -> Tensor:
         """[N] what was recorded as `name` about each example in this epoch, NaN where unseen."""

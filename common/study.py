@@ -5,7 +5,6 @@ not import it a hundred times; each does what its printed command does with OMP_
 skipped, killed ones go on, failed ones are named and the rest continues.
 """
 import argparse
-import fcntl
 import importlib
 import os
 import shlex
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
-from common.files import Refused, read_json, write_json
+from common.files import Refused, lock, read_json, write_json
 from common.past import find_runs
 from common.plans import ROOT, plan, studies
 from common.tasks import TASKS
@@ -147,11 +146,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     root = Path("results") / args.study
     write_json(root / "plan.json", chosen)
-    with open(root / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"{root} is being made by another process: wait for it or stop it.") from None
+    held = lock(root / ".lock", wait=False)
+    if held is None:
+        raise Refused(f"{root} is being made by another process: wait for it or stop it.")
+    with held:
         make(root, chosen, args.jobs or (4 if torch.cuda.device_count() else cores()))
 
 
@@ -167,8 +165,8 @@ def make(root: Path, chosen: dict, jobs: int) -> None:
     queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]))
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:
-        kinds = sorted({run["folder"].partition("/")[0] for run in chosen["past"]})
-        found = {str(path.relative_to(root)) for path in find_runs([str(root / kind) for kind in kinds])}
+        tops = sorted({str(root / Path(run["folder"]).parents[3]) for run in chosen["past"]})       # .../past, .../folds
+        found = {os.path.relpath(path, root) for path in find_runs([top for top in tops if any(Path(top).rglob("config.json"))])}
         if stray := found - {run["folder"] for run in chosen["past"]}:
             raise Refused(f"{root} holds past runs that are not in the plan ({', '.join(sorted(stray))}): move them away, "
                           "every method would reuse them.")

@@ -57,3 +57,12 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
         pass
     raise Refused(f"--subset {text!r} is none of: all, half, share:0.2, not:3/5, classes:80, members:3/5 "
                   "(with numbers that fit the data set).")
+
+
+def parts(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """--parts -> which train [N] and which test [M] examples are like those that `--subset TEXT` keeps, the old part.
+
+    Of the test set: those whose fine class it keeps.
+    """
+    keep, _, _ = subset(text, fine, coarse, test_fine)
+    return np.isin(np.arange(len(fine)), keep), np.isin(test_fine, np.unique(fine[keep]))

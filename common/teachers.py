@@ -1,8 +1,10 @@
 """Earlier models as teachers: frozen, and as fast as their arithmetic allows."""
+import math
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.amp import autocast
@@ -14,16 +16,24 @@ class Teacher(nn.Module):
     Called like the model itself: image [B, 3, H, W] -> logits [B, C], with `features=True` also features; inside autocast or not.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, amp: torch.dtype | None):
-        """image [b, 3, H, W]: a few examples on which folding is traced and checked."""
+    def __init__(self, model: nn.Module, image: Tensor, amp: torch.dtype | None, columns: Tensor | None = None):
+        """image [b, 3, H, W]: a few examples on which folding is traced and checked.
+
+        columns [C]: the model's output for each class of the run; one past its last output where it has none, -inf then.
+        """
         super().__init__()
-        self.amp, self.device = amp, image.device
+        self.amp, self.device, self.columns = amp, image.device, columns
         self.model = fold(deepcopy(model).requires_grad_(False).eval(), image).to(amp or torch.float32,
                                                                                   memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, **options):
         with autocast(self.amp, self.device):
-            return self.model(image, **options)
+            found = self.model(image, **options)
+        if self.columns is None:
+            return found
+        output, *rest = found if isinstance(found, tuple) else (found,)
+        output = F.pad(output, (0, 1), value=-math.inf).index_select(1, self.columns)
+        return (output, *rest) if rest else output
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode."""

@@ -59,7 +59,7 @@ def main(args):
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    teacher = run.past(data)[0].model(run.device)             # frozen, eval mode
+    teacher = run.past(data)[0].model(run.device, every_class=True)     # frozen, eval mode
     noise = torch.zeros(args.batch_size // ranks.world(), len(data.classes), device=run.device)
 
     def distil(model, batch):                                 # one loss per example, and its named parts

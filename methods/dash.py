@@ -1,6 +1,6 @@
 """Direction-aware shrinking: start from a past run's weights, each kernel shrunk unless the data's gradient still wants it.
 
-Reuses   final weights of --past
+Reuses   final weights of --past, and which examples it has seen
 Pays     preparation: one pass over the training set, forward and backward
 Source   Shin et al. 2024, arXiv:2410.23495, algorithm 1; alpha and threshold of their code
 Differs  the pass sees the middle view of each image; chunks in a seeded order, what the past run has not seen last

@@ -53,7 +53,7 @@ def main(args):
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    teacher = run.past(data)[0].model(run.device)             # frozen, eval mode
+    teacher = run.past(data)[0].model(run.device, every_class=True)     # frozen, eval mode
     warm = torch.zeros((), device=run.device)                 # 0..1 during the warm-up
 
     def distil(model, batch):                                 # one loss per example, and its named parts

@@ -31,8 +31,12 @@ def parser():
 
 def groups(model):
     """Lists of layers that freeze together, from the front, without the head: a stage each, the stem with the first."""
+    while len(list(model.children())) == 1:                   # a wrapper of torchvision's
+        model = next(model.children())
     layers = list(model.children())[:-1]
     begins = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Sequential)]
+    if len(begins) == 1:                                      # one list of blocks, as in MobileNets
+        return [[block] for block in layers[begins[0]]]
     edges = [0, *begins[1:], len(layers)]
     return [layers[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
 

@@ -37,7 +37,7 @@ def unseen_loss(call, past, data, task, run):
     """[N] loss of each training example under the past models that have not seen it, averaged over them."""
     total, count = torch.zeros(data.examples, device=run.device), torch.zeros(data.examples, device=run.device)
     for fold in past:
-        unseen, model = fold.examples("loss").isnan(), fold.model(run.device)
+        unseen, model = fold.examples("loss").isnan(), fold.model(run.device, every_class=True)
         for batch in all_batches(data.train.only(unseen), 500):
             with autocast(run.amp, run.device):
                 total[batch.index] += task.loss(call(model, batch.image), batch.target)

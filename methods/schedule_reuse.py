@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.files import Refused
 from common.log import read_rows
 from common.past import read_config
 from common.run import Run
@@ -39,7 +40,10 @@ def best(folders):
 
 def trained(rows):
     """The rows of epochs that had a step."""
-    return [row for row in rows if "train/loss" in row]
+    found = [row for row in rows if "train/loss" in row]
+    if not found:
+        raise Refused("a past run has not finished an epoch, so its curve says nothing: run its command to the end first.")
+    return found
 
 
 def beginning(start, rows, fall):

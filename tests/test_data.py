@@ -1,12 +1,13 @@
 """Views against a slow crop, order and views as functions of (seed, epoch), subsets, CIFAR-100 as torchvision reads it."""
 import hashlib
+import json
 import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import parse
+from conftest import parse, run_script
 
 from common import tasks
 from common.data import CENTER, VIEWS, Split, epoch_order, train_batches, visits
@@ -149,6 +150,24 @@ def test_classes_get_labels_of_their_own(tmp_path):
     assert data.examples == 320                               # indices stay global
     coarse = tasks.TASKS["shapes"].load(parse("baselines/scratch", "--labels", "coarse", "--results", tmp_path), CPU)
     assert len(coarse.classes) == 5
+
+
+def test_parts_are_scored_apart(tmp_path):
+    """Old classes of the test set; under `half`, which keeps all classes, old training examples."""
+    def scored(*argv):
+        folder = run_script("baselines/scratch", "--epochs", 1, "--results", tmp_path, *argv)
+        summary = json.loads((folder / "summary.json").read_text())
+        return summary["test"], summary["train"], folder
+    test, train, folder = scored("--parts", "classes:8")
+    assert test["accuracy"] == pytest.approx(0.4 * test["accuracy_old"] + 0.6 * test["accuracy_new"])
+    assert "correct_old" not in train
+    with pytest.raises(SystemExit) as ended:                  # what is looked at does not make it another run
+        scored()
+    assert ended.value.code == 0
+    test, train, _ = scored("--parts", "half", "--tag", "half")
+    assert train["correct"] == pytest.approx((train["correct_old"] + train["correct_new"]) / 2) and "accuracy_old" not in test
+    test, _, _ = scored("--parts", "members:3/4", "--labels", "coarse")
+    assert test["accuracy"] == pytest.approx(0.75 * test["accuracy_old"] + 0.25 * test["accuracy_new"])
 
 
 def test_rank_depends_on_the_data_alone():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, parse, run_script
 
+from common.data import all_batches
 from common.files import Refused, write_atomic
 from common.past import PastRun
 from common.run import Run
@@ -29,9 +30,9 @@ def kd(past, tmp_path, *more):
     return run_script("methods/kd", "--epochs", 0.2, "--results", tmp_path / "new", "--past", past, *more)
 
 
-def refused(match, call, *args):
+def refused(match, call, *args, **options):
     with pytest.raises(Refused, match=match):
-        call(*args)
+        call(*args, **options)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)             # these handlers are the refused run's own
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.collect()                                              # drops that run's lock, as the process's end would
@@ -90,14 +91,36 @@ def seen_from(folder, *argv):
 
 
 def test_predictions_of_other_classes(copy):
-    past, _, args = seen_from(copy, "--subset", "classes:8")
-    refused("predicts 20 classes of shapes, this run 8", past.model, torch.device("cpu"))
+    past, _, args = seen_from(copy, "--labels", "coarse")
+    refused("predicts 20 fine classes of shapes, this run 5 coarse", past.model, torch.device("cpu"))
+
+
+def test_a_past_run_that_knows_some_of_the_classes(tmp_path, capsys):
+    """Its teacher says -inf of the others, its head's rows go where they belong, and a method that needs every class refuses."""
+    folder = run_script("baselines/scratch", "--epochs", 0.5, "--seed", 100, "--subset", "classes:8", "--results", tmp_path)
+    past, data, args = seen_from(folder)
+    places = [data.classes.index(c) for c in past.classes]
+    others = sorted(set(range(20)) - set(places))
+    image = next(all_batches(data.test, 4)).image
+    teacher = past.model(torch.device("cpu"))
+    own = past.model(torch.device("cpu"), features=True)(image)           # its own eight
+    output = teacher(image)
+    assert torch.equal(output[:, places], own) and (output[:, others] == -torch.inf).all()
+    refused("predicts 8 fine classes of shapes, this run 20 fine", past.model, torch.device("cpu"), every_class=True)
+    model = TASKS["shapes"].build(args, data)
+    grown, theirs, fresh = past.weights(model), torch.load(folder / "final.pt", weights_only=True), model.state_dict()
+    assert "head rows of 8 of 20 classes placed" in capsys.readouterr().out
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(grown[name][places], theirs[name]) and torch.equal(grown[name][others], fresh[name][others])
+    assert torch.equal(grown["stage3.0.conv2.weight"], theirs["stage3.0.conv2.weight"])
+    fewer = seen_from(folder, "--subset", "classes:4")[0]                 # the other way round: it knows more
+    assert fewer.model(torch.device("cpu"), every_class=True)(image).isfinite().all()
 
 
 def test_weights_for_another_model(copy, capsys):
     past, data, args = seen_from(copy, "--model", "resnet20")
     model = TASKS["shapes"].build(args, data)
-    refused("is a resnet8 for 20 classes of shapes, this run a resnet20", past.weights, model)
+    refused("is a resnet8 for 20 fine classes of shapes, this run a resnet20", past.weights, model)
     trunk = past.weights(model, part="trunk")
     model.load_state_dict(trunk)
     assert "from scratch: head.bias, head.weight, stage1.1" in capsys.readouterr().out
@@ -128,6 +151,36 @@ def test_slim_keeps_means_and_half_precision(tmp_path):
     assert half["conv.weight"].dtype == torch.float16 and half["bn.running_var"].dtype == torch.float32
     assert all(torch.equal(half[k], single[k].half() if half[k].dtype == torch.float16 else single[k]) for k in half)
     assert past.checkpoints() == {"e1": 0.5}
+
+
+@pytest.mark.parametrize("name, value", [("lr", "0.8"), ("batch_size", 3.5), ("weight_decay", None), ("task", 3)])
+def test_damaged_arguments_of_a_past_run(name, value, copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    config["args"][name] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(f"config.json is damaged: its args lack '{name}'", kd, copy, tmp_path)
+
+
+def test_unknown_labels_of_a_past_run(copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    config["args"]["labels"] = "x"
+    (copy / "config.json").write_text(json.dumps(config))
+    refused("--labels must be one of fine, coarse, got 'x'", kd, copy, tmp_path)
+
+
+def test_curves_of_unfinished_or_gutted_past_runs(copy, tmp_path):
+    (copy / "metrics.jsonl").write_text((copy / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    refused("has not finished an epoch", run_script, "methods/schedule_reuse", "--past", copy, "--results", tmp_path)
+    (copy / "metrics.jsonl").unlink()
+    refused("metrics.jsonl is missing", seen_from(copy)[0].curve)
+
+
+def test_a_cache_on_a_full_disk_leaves_nothing(past, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.posix_fallocate", full)
+    refused("cannot write .*No space left", run_script, "methods/cached_kd", "--past", past, "--results", tmp_path)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
 
 
 def test_other_holdout(copy):
@@ -191,6 +244,8 @@ def test_other_thread_count_is_refused_unless_forced(tmp_path, monkeypatch):
         run_script("baselines/scratch", *argv)
     path = next(tmp_path.rglob("last.pt"))
     last = torch.load(path, weights_only=True)
+    torch.save(last | {"where": last["where"] | {"ranks": 2}}, path)
+    refused("was begun with ranks 2, here it is 1", run_script, "baselines/scratch", *argv, "--force")
     last["where"]["threads"] = 77
     torch.save(last, path)
     refused("was begun with threads 77, here it is 1.*--force", run_script, "baselines/scratch", *argv)

@@ -136,6 +136,18 @@ def test_distillation_by_hand():
     assert student.grad[0].tolist() == pytest.approx([-0.5, 0.5], abs=1e-6)
 
 
+def test_classes_that_the_teacher_does_not_know_take_no_part():
+    """As above, whatever the student thinks of a third class; the mean of two such teachers does not know it either."""
+    teacher = torch.tensor([[2 * math.log(3), -math.inf, 0.0]])
+    student = torch.tensor([[0.0, 5.0, 0.0]], requires_grad=True)
+    loss = soft_cross_entropy(student, teacher, 2.0)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.523248, abs=1e-5)
+    assert student.grad[0].tolist() == pytest.approx([-0.5, 0.0, 0.5], abs=1e-6)
+    mean = mean_output([teacher, teacher], 4.0)[0]            # logits up to a constant
+    assert (mean[0] - mean[2]).item() == pytest.approx(2 * math.log(3)) and mean[1] == -math.inf
+
+
 def test_mean_of_teachers_is_of_probabilities():
     """At T = 4 softened (3/4, 1/4) and (1/4, 3/4) average to (1/2, 1/2), and (9/10, 1/10) with (1/2, 1/2) to (7/10, 3/10)."""
     def logits(p):

@@ -69,7 +69,9 @@ def test_plans_match_the_contract():
         past = [r for r in made["past"] if r not in folds]
         assert [r["seed"] for r in past] == ([] if planned.tuning else [100, 101, 102, 103, 104])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
-    assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2)           # STUDIES: scratch 4 budgets, six methods 3, one 2; 3 seeds
+    # STUDIES: scratch 4 budgets, six methods 3, one 2; the screening's other scripts 1, and six variants; 3 seeds
+    assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2 + len(SCRIPTS) - 7 + 6)
+    assert {r["method"] for r in mini["runs"]} == {script.split("/")[1] for script in SCRIPTS}
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
     demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
     assert demo == {script.split("/")[1] for script in SCRIPTS}

@@ -19,7 +19,10 @@ def average(runs: Sequence[Mapping], read: Callable[[Mapping], float | None]) ->
 
 
 def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Device, versions, batch size, commit and data of finished runs, each value once."""
+    """Device, versions, batch size, commit and data of finished runs, each value once.
+
+    Commits are also those at which a killed run went on, and those of past runs whose seconds this one is charged.
+    """
     configs = [run["config"] for run in runs]
 
     def device(config):
@@ -32,8 +35,9 @@ def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
         "versions": distinct(", ".join(f"{name} {version}" for name, version in config["versions"].items())
                              for config in configs),
         "batch_size": distinct(str(config["args"].get("batch_size", "unknown")) for config in configs),
-        "commit": distinct((config["commit"] or "unknown")[:10] + (" (dirty: with uncommitted changes)"
-                           if config["dirty"] else "") for config in configs),
+        "commit": distinct((made["commit"] or "unknown")[:10] + (" (dirty: with uncommitted changes)" if made["dirty"] else "")
+                           for run in runs for config in (run["config"], *run.get("charged", ()))
+                           for made in (config, *config.get("resumed", ()))),
         "data": distinct(str(config["data"].get("fingerprint")) for config in configs),
     }
 
@@ -55,10 +59,13 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
         "preparation_seconds": lambda s: s["seconds"]["preparation"],
         "past_bytes": lambda s: s["past_bytes"], "parameters": lambda s: s["parameters"],
         "train_accuracy": lambda s: s["train"].get("correct"),
+        "test_old": lambda s: s["test"].get("accuracy_old"), "test_new": lambda s: s["test"].get("accuracy_new"),
+        "train_old": lambda s: s["train"].get("correct_old"), "train_new": lambda s: s["train"].get("correct_new"),
     }
     for name, read in numbers.items():
         row[name] = average(done, lambda run, read=read: read(run["summary"]))
     row["start"] = average(done, lambda run: run["start"])
+    row["sequence_flops"] = average(done, lambda run: run["sequence_flops"])
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
     row["provenance"] = provenance(done)
@@ -110,8 +117,10 @@ def at_equal_cost(scratch: Sequence[dict], clock: str) -> Callable[[dict], Mappi
 
 
 def timed_alike(rows: Sequence[dict]) -> bool:
-    """Whether counted seconds compare these rows: one version of the code on one device made them."""
-    return all(len({value for row in rows for value in row["provenance"][name]}) <= 1 for name in ("commit", "device"))
+    """Whether counted seconds compare these rows: one known version of the code on one device and set of packages made them."""
+    made = {name: {value for row in rows for value in row["provenance"][name]} for name in ("commit", "device", "versions")}
+    return all(len(values) <= 1 for values in made.values()) and not any(
+        "dirty" in commit or commit == "unknown" for commit in made["commit"])
 
 
 def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float, timed: bool) -> dict | None:
@@ -152,6 +161,7 @@ def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, f
                 base = scores.Reading("reached", full[clock])  # by definition, also where a smaller budget gets there
             curve = [(row[clock], row["mean"]) for row in complete]
             reading = base if own else scores.cost_at(curve, target, start)
+            reading = reading if timed or clock != "seconds" else scores.Reading("not comparable")
             cell["cost"][clock] = reading._asdict()
             cell["speed_up"][clock] = None if own else (scores.speed_up(
                 base, curve, [row["difference"]["half"] for row in complete], target, start)
@@ -175,6 +185,11 @@ def past_runs(past: Sequence[Mapping]) -> dict:
                                              "high": max(train, default=None)},
             "regime": None if middle is None else "memorizes" if middle >= REGIME_BORDER else "underfits",
             "seeds": min(len(done), 1), "provenance": provenance(done)}
+
+
+def is_fold(run: Mapping) -> bool:
+    """Whether a past run is one method's preparation, made without a part of the data."""
+    return "folds" in run["folder"].split("/")
 
 
 def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
@@ -212,7 +227,13 @@ def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
 def aggregate(study: Mapping) -> dict:
     """report.json of a study read by `common.report.read_study`."""
     plan, groups = study["plan"], {}
+    spent = {run["config"].get("name"): sum(run["summary"]["flops"].values()) for run in study["past"] if run["summary"]}
+    folds = {run["config"].get("name"): run["config"] for run in study["past"] if run["summary"] and is_fold(run)}
     for run in study["runs"]:
+        used = run["summary"].get("past", []) if run["summary"] else []
+        run["sequence_flops"] = sum(run["summary"]["flops"].values()) + sum(spent[name] for name in used) \
+            if run["summary"] and all(name in spent for name in used) else None
+        run["charged"] = [folds[name] for name in used if name in folds]
         groups.setdefault(run["label"], {}).setdefault(run["budget"], []).append(run)
     methods = {label: [one_row(label, budget, by_budget[budget]) for budget in sorted(by_budget)]
                for label, by_budget in groups.items()}
@@ -241,13 +262,14 @@ def aggregate(study: Mapping) -> dict:
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}
                 | (run["failed"] or {}) for run in [*study["past"], *study["runs"]] if run["state"] in states]
 
-    same_data = [run for run in study["past"] if run["folder"].startswith("past/")]    # folds are one method's preparation
+    same_data = [run for run in study["past"] if not is_fold(run)]
     # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "past_epochs": plan["past_epochs"], "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
               "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
-              "timed_alike": timed_alike(rows), "rows": rows, "scores": result,
+              "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
+              "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
               "past": past_runs(same_data), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)

@@ -167,7 +167,8 @@ def step_cost(report: Mapping, path: Path) -> bool:
                           color=INK, textcoords="offset points", zorder=4,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.barh([0], [0], color="#777777", label="FLOPs")
-    axes.barh([0], [0], facecolor="white", edgecolor="#777777", hatch="////", label="counted seconds")
+    if any(score["step_cost"]["seconds"] for score in scored):
+        axes.barh([0], [0], facecolor="white", edgecolor="#777777", hatch="////", label="counted seconds")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(scored)), [f"{score['method']} ({budget(score['step_cost']['budget'])})"
                                          for score in scored])
@@ -221,7 +222,8 @@ def speedup(report: Mapping, path: Path) -> bool:
     for panel in axes:
         log_ticks(panel, ticks, [f"{t:g}×" for t in ticks])
         panel.set_xlim(min(bounds) / 1.08, max(bounds) * 1.08)
-    for name, face, size in (("by FLOPs", "#777777", 6), ("by counted seconds", "white", 4.5)):
+    timed = any(score["targets"]["full"]["speed_up"]["seconds"]["value"] for score in scored)
+    for name, face, size in (("by FLOPs", "#777777", 6), ("by counted seconds", "white", 4.5))[:1 + timed]:
         axes[0].plot([], [], color="#777777", marker="o", markerfacecolor=face, markersize=size, label=name)
     figure.legend(loc="outside upper right", frameon=False, fontsize=8.5, ncols=2)
     axes[0].set_yticks(range(len(scored)), [score["method"] for score in scored])

@@ -1,6 +1,6 @@
 """All methods side by side at the one budget that most of them have: a table, a figure, and the README's result column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common.report import words
@@ -49,18 +49,20 @@ def cheaper(row: Mapping) -> str:
 
 
 def preparation(row: Mapping) -> str:
+    """Its share of all FLOPs, in percent."""
     return "–" if not row["seeds"] else f"{100 * row['preparation_flops'] / row['flops']:.0f}"
 
 
-def lines(rows: Sequence[Mapping], comparisons: Sequence[str], show) -> list[list[str]]:
+def cells(rows: Sequence[Mapping], comparisons: Sequence[str], show: Callable) -> list[list[str]]:
+    """The first columns of each row's line: method, seeds, accuracy as `show` writes it, and the `comparisons` by name."""
     found = []
     for row in rows:
-        cells = [point_interval(row[name]) if row["seeds"] and name in row else "–" for name in comparisons]
-        found.append([f"`{row['method']}`", f"{row['seeds']}/{row['planned']}", show(row), *cells])
+        others = [point_interval(row[name]) if row["seeds"] and name in row else "–" for name in comparisons]
+        found.append([f"`{row['method']}`", f"{row['seeds']}/{row['planned']}", show(row), *others])
     return found
 
 
-def tables(report: Mapping, table, show) -> str:
+def tables(report: Mapping, table: Callable, show: Callable) -> str:
     """Markdown of both. `table` and `show` are the report's own ways to write a table and an accuracy."""
     fresh, reload = split(report)
     scratch = next((row for row in rows_of(report, "scratch") if row["budget"] == report["common_budget"]), None)
@@ -70,14 +72,14 @@ def tables(report: Mapping, table, show) -> str:
     if fresh:
         body = [[*line, cheaper(row) if row["seeds"] else "missing", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
-                for row, line in zip(fresh, lines(fresh, ("difference", "equal_flops"), show), strict=True)]
+                for row, line in zip(fresh, cells(fresh, ("difference", "equal_flops"), show), strict=True)]
         parts.append(table(["Method", "Seeds", "Test %", "Over scratch, equal budget", "equal FLOPs",
                             "Cheaper than scratch at its accuracy, FLOPs", "Preparation, % of FLOPs", "MB of past kept"], body)
                      + "\n\n" + words.provenance(fresh, report))
     if reload:
         body = [[*line, words.percent(row["start"]) if row["seeds"] else "–", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
-                for row, line in zip(reload, lines(reload, ("gain_over_warm_start", "gain_over_scratch_2"), show), strict=True)]
+                for row, line in zip(reload, cells(reload, ("gain_over_warm_start", "gain_over_scratch_2"), show), strict=True)]
         parts.append("These begin with reused weights, where nothing is new:\n\n" + table(
             ["Method", "Seeds", "Test %", "Over warm_start", "Over scratch at budget 2", "Before training %",
              "Preparation, % of FLOPs", "MB of past kept"], body) + "\n\n" + words.provenance(reload, report))
@@ -91,10 +93,8 @@ def result(report: Mapping, script: str) -> str:
         return ""
     if not row["seeds"]:
         return "missing"
-    cell = headline(row)
-    if cell is row["equal_flops"]:
-        return point_interval(cell)
-    return f"{point_interval(cell)} (w)"
+    marks = {"gain_over_warm_start": " (w)", "gain_over_scratch_2": " (2)"}
+    return point_interval(headline(row)) + next((mark for name, mark in marks.items() if name in row), "")
 
 
 def draw_landscape(report: Mapping, path: Path) -> bool:

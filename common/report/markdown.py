@@ -17,8 +17,8 @@ FIGURES = {
     "landscape": "Every method at one budget, with its 95 % interval, the best first; none whose cost lies outside scratch's "
                  "budgets. Hollow points lack planned seeds.",
     "step_cost": "Cost of one training step over scratch's in the same budget, preparation left out.",
-    "speedup": "Speed-up over scratch at equal accuracy, with its interval. Filled: by FLOPs. Hollow: by counted "
-               "seconds. An arrow: that end of the interval is open.",
+    "speedup": "Speed-up over scratch at equal accuracy, with its interval. Filled: by FLOPs. Hollow, where they compare: by "
+               "counted seconds. An arrow: that end of the interval is open.",
 }
 
 RULES = """\
@@ -90,7 +90,8 @@ def headline(report: Mapping) -> str:
     if not timed:
         lines, head = [line[:2] + line[3:6] + line[7:] for line in lines], head[:2] + head[3:6] + head[7:]
     others = len(report["scores"]) - len(chosen)
-    more = f"\n\nPlanned at one budget alone: {words.count(others, 'method')} more, see [side by side](#side-by-side)."
+    more = (f"\n\nPlanned at one budget alone: {words.count(others, 'more method')} or variants, see "
+            "[side by side](#side-by-side).")
     return table(head, lines) + "\n\n" + words.provenance(used, report) + (more if others else "")
 
 
@@ -107,23 +108,26 @@ def summary(report: Mapping) -> str:
                                                                score["scored_by"])
         lines.append([f"`{score['method']}`", *cells, step, speed or speed_up(score["targets"]["full"]["speed_up"]["flops"])])
     absent = len(report["missing"]) + len(report["failed"])
-    planned = sum(row["planned"] for row in report["rows"]) + len(report["past"]["runs"])
-    state = f" **{absent} of {planned} runs are still missing**; rows that lack seeds count for nothing yet." if absent else ""
+    state = f" **{absent} of {report['planned']} runs are still missing**; rows that lack seeds count for nothing yet." \
+        if absent else ""
+    others = len(report["scores"]) - len(chosen)
+    more = f" {others} more methods and variants at one budget: under [Scripts](#scripts) and in the report." if others else ""
     return table(["Method", *(f"Test % at budget {budget(b)}" for b in budgets), "FLOPs of a step",
                   "Speed-up to full accuracy, FLOPs"], lines) \
-        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}" \
-        + (f" {len(report['scores']) - len(chosen)} more methods at one budget: under [Scripts](#scripts)."
-           if len(chosen) < len(report["scores"]) else "")
+        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}{more}"
 
 
 def every_row(report: Mapping) -> str:
     lines = []
+    apart = {f"{split}_{part}": f"{split.capitalize()} {part} %" for split in ("test", "train") for part in ("old", "new")}
+    apart = {name: title for name, title in apart.items() if any(row[name] is not None for row in report["rows"])}
     for row in report["rows"]:
         other = [point_interval(row[name]) if "difference" in row else "–"
                  for name in ("difference", "equal_flops", "equal_seconds")]
         lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
-                      percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row), *other])
-    return table(["Method", "Budget", "Seeds", "Train %", "Test %", "Over scratch, equal budget", "equal FLOPs",
+                      percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row),
+                      *("–" if row[name] is None else percent(row[name]) for name in apart), *other])
+    return table(["Method", "Budget", "Seeds", "Train %", "Test %", *apart.values(), "Over scratch, equal budget", "equal FLOPs",
                   "equal seconds"], lines) + "\n\n" + words.provenance(report["rows"], report)
 
 
@@ -165,8 +169,10 @@ def cost_of_past(report: Mapping) -> str:
             cells += [significant(value / scale)
                       for value in (cost["marginal"], cost["with_preparation"], cost["amortized"]["5"])]
         cells.insert(2, landscape.preparation(row))
+        cells.insert(0, significant(None if row["sequence_flops"] is None else row["sequence_flops"] / TERA))
         lines.append([f"`{row['method']}`", budget(row["budget"]), *cells, significant(row["past_bytes"] / MEGA)])
-    return table(["Method", "Budget", "TFLOP, marginal", "with preparation", "of it %", "amortized over 5", "Seconds, marginal",
+    return table(["Method", "Budget", "TFLOP, its past runs too", "marginal", "with preparation", "of it %", "amortized over 5",
+                  "Seconds, marginal",
                   "with preparation", "amortized over 5", "MB of past kept"], lines) \
         + "\n\n" + words.provenance(report["rows"], report)
 
@@ -207,6 +213,8 @@ def opening(report: Mapping) -> str:
         else (f"Full accuracy is **{accuracy(full)} %**: scratch at budget 1, {report['past_epochs']:g} epochs, "
               f"{words.count(full['seeds'], 'seed')}. ")
     text += f"Past runs: {words.regime(report['past'])}. "
+    if not report["tuned"]:
+        text += "**Scratch's learning rate and weight decay are the task's defaults, not tuned here.** "
     gaps = [f"{state}: {len(runs)}" for state, runs in (("missing", report["missing"]), ("failed", report["failed"]))
             if runs]
     if gaps:
@@ -233,7 +241,8 @@ def markdown(report: Mapping) -> str:
         parts.append(("Gains of reloading final weights", "Nothing is new in this scenario, so these methods go on "
                       "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
                       + gains(report)))
-    parts += [("Cost of the past", "What the past runs cost themselves is not counted: they are there.\n\n"
+    parts += [("Cost of the past", "What the past runs cost themselves stands in the first column, the whole sequence's, and is "
+               "counted nowhere else: they are there.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)),
               ("How the numbers are made", RULES)]

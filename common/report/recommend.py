@@ -42,7 +42,7 @@ def blocked(plan: Mapping, report: Mapping) -> str | None:
         return "This study is a smoke test on easy data: it shows that the scripts run, and recommends nothing."
     if report["missing"]:
         return (f"The study is incomplete: {len(report['missing'])} of "
-                f"{len(plan['runs']) + len(plan['past'])} planned runs are missing. It recommends nothing.")
+                f"{report['planned']} planned runs are missing. It recommends nothing.")
     if 1 not in scratch or not scratch[1]["complete"]:
         return "Scratch has no complete row at budget 1, so full accuracy is unknown. The study recommends nothing."
     if scratch[1]["seeds"] < 2:

@@ -145,7 +145,7 @@ def report(found: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.speed", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="resnet56", choices=models.MODELS, help="architecture (default: resnet56)")
+    add("--model", default="resnet56", type=models.model_name, help="architecture (default: resnet56)")
     add("--batch-size", type=int, default=128, metavar="B", help="examples in a step (default: 128)")
     add("--task", default="shapes", choices=TASKS, help="data set (default: shapes)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default: data)")

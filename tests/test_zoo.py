@@ -1,0 +1,64 @@
+"""torchvision's models as ours are called, and ours at another width."""
+import pytest
+import torch
+from conftest import run_script
+
+from common.files import Refused
+from common.models import build, model_name
+from common.seeding import generator
+from common.teachers import Teacher
+
+CPU = torch.device("cpu")
+
+
+def made(name, size=32, seed=0):
+    return build(model_name(name), 10, generator(seed, "weights"), CPU, size)
+
+
+def test_width_multiplies_channels():
+    model = made("resnet8x2")
+    assert model.conv.out_channels == 32 and model.head.in_features == 128
+    narrow, plain = (sum(p.numel() for p in made(name).parameters()) for name in ("resnet8x0.5", "resnet8"))
+    assert narrow < plain / 3 and made("resnet8x1").state_dict().keys() == made("resnet8").state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["resnet7", "resnet8x", "resnet8x0", "resnet8x-1", "resnet8x0.1", "tv:", "tv:nothing",
+                                  "resnet18", "tv:fcn_resnet50", "tv:raft_small"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(Refused, match="is unknown here; choose from resnet8, .*tv:resnet18"):
+        model_name(name)
+
+
+@pytest.mark.parametrize("name", ["tv:resnet18", "tv:mobilenet_v3_small"])
+def test_torchvision_models(name):
+    model, image = made(name), torch.randn(4, 3, 32, 32, generator=generator(0, "image"))
+    state, again, other = (m.state_dict() for m in (model, made(name), made(name, seed=1)))
+    assert all(torch.equal(state[k], again[k]) for k in state) and not all(torch.equal(state[k], other[k]) for k in state)
+    before = torch.get_rng_state()
+    made(name)
+    model(image)                                              # in train mode: no dropout, which would draw
+    assert torch.equal(before, torch.get_rng_state())
+    model.eval()
+    output, features = model(image, features=True)
+    assert torch.equal(output, model(image)) and output.shape == (4, 10)
+    assert len(features) == 3 and all(f.ndim == 4 and f.shape[2] == f.shape[3] > 1 for f in features)
+    assert model.state_dict().keys() == state.keys()          # the extractor's modules are not counted twice
+    teacher = Teacher(model, image, None)
+    theirs, maps = teacher(image, features=True)
+    torch.testing.assert_close(theirs, output, rtol=1e-3, atol=1e-4)
+    assert [m.shape for m in maps] == [f.shape for f in features]
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.modules())
+    assert state[model.head_name + ".weight"].shape[0] == 10
+
+
+def test_small_images_keep_their_size_in_the_stem():
+    assert made("tv:resnet18").net.conv1.stride == (1, 1) and made("tv:resnet18", size=64).net.conv1.stride == (2, 2)
+
+
+def test_a_torchvision_model_learns_from_our_resnet_and_goes_on_exactly(past, tmp_path):
+    argv = ["--model", "tv:mobilenet_v3_small", "--epochs", 0.4, "--past", past, "--results", tmp_path]
+    for script in ("methods/kd", "methods/attention_transfer"):
+        folder = run_script(script, *argv)
+        assert folder.parts[-4] == "shapes-tv:mobilenet_v3_small" and (folder / "summary.json").exists()
+    again = run_script("baselines/warm_start", *argv[:2], "--epochs", 0.2, "--past", folder, "--results", tmp_path)
+    assert (again / "final.pt").exists()
