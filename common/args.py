@@ -12,7 +12,7 @@ from common.models import model_name
 from common.past import find_runs, read_config
 from common.tasks import TASKS
 
-INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay")
+INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay", "image_size")
 # Where a run is made, on what, and what of it is looked at, does not make it another run; task ... seed stand in the
 # folder's name already.
 PLACE = ("data_dir", "results", "device", "compile", "slim", "force", "parts")
@@ -105,6 +105,8 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
     own("--augment", choices=AUGMENT, help="pad 4 pixels, crop, flip; or nothing "
         f"({inherited}crop-flip)")
     own("--labels", choices=LABELS, help=f"classes or superclasses ({inherited}fine)")
+    own("--image-size", type=int, metavar="PIXELS", help="side to which image files are resized once, the middle of the longer "
+        f"side kept ({inherited}{per_task['image_size']})")
     add("--subset", default="all", metavar="TEXT", help="class-balanced part of the training set: all, half, share:0.2, "
         "not:3/5, classes:80, members:3/5")
     add("--parts", default="", metavar="TEXT", help="score apart what --subset TEXT would keep, as old, and the rest, as new: "
@@ -150,6 +152,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
                              ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
                              ("holdout", 0 <= args.holdout < 1, "be at least 0 and below 1"),
                              ("seed", args.seed >= 0, "be 0 or more"),
+                             ("image_size", 8 <= args.image_size <= 1024, "be from 8 to 1024"),
                              ("labels", args.labels in LABELS, f"be one of {', '.join(LABELS)}"),
                              ("augment", args.augment in AUGMENT, f"be one of {', '.join(AUGMENT)}"),
                              ("tag", all(c.isalnum() or c in "_.-" for c in args.tag), "have letters, digits, '.', '_', '-'")):

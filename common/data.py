@@ -16,6 +16,7 @@ from torch import Tensor
 from common import ranks
 from common.amp import amp_dtype
 from common.files import Refused
+from common.machine import free_memory
 from common.seeding import generator
 from common.subsets import parts, rank_in_class, subset
 
@@ -36,6 +37,16 @@ class Batch:
     weight: Tensor                                            # [B] factor on the example's loss, 1 unless asked
 
 
+def pad(images: np.ndarray) -> Tensor:
+    """[n, H, W, 3] -> [n, H+8, W+8, 3], black around, as torchvision's RandomCrop pads."""
+    return torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
+
+
+def fits(images: np.ndarray, device: torch.device) -> bool:
+    """Whether the images take at most half of the device's free memory."""
+    return not isinstance(images, np.memmap) or 2 * images.nbytes * (1 + 2 * PAD / images.shape[1]) ** 2 < free_memory(device)
+
+
 class Split:
     """One half of a data set on the device: all images, of which `index` are in use."""
 
@@ -44,8 +55,9 @@ class Split:
         """images [N, H, W, 3] uint8; target [N] class, -1 where not in use; index [n] the examples in use, sorted."""
         self.size = images.shape[1]                           # H = W, pixels
         self.augment = augment
-        padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))       # black, as torchvision's RandomCrop
-        self.pixels = torch.from_numpy(padded).to(device).view(-1, 3)           # [N * (H+8) * (W+8), 3]
+        # on the device, padded, [N * (H+8) * (W+8), 3]; or images [N, H, W, 3] on disk, where they do not fit
+        self.pixels = pad(images).to(device).view(-1, 3) if fits(images, device) else None
+        self.disk = images
         self.target = torch.from_numpy(target.astype(np.int64)).to(device)      # [N]
         self.index = torch.from_numpy(index.astype(np.int64))                   # [n] on the CPU, where order is made
         self.mean, self.std = mean.to(device), std.to(device)                   # [3] in 0..255
@@ -68,8 +80,12 @@ class Split:
         flip, y, x = view // SHIFTS ** 2, view // SHIFTS % SHIFTS, view % SHIFTS
         row = y[:, None] + self.grid                                            # [B, H]
         column = x[:, None] + torch.where(flip[:, None] == 1, self.grid.flip(0), self.grid)     # [B, W]
+        source = self.pixels
+        if source is None:                                    # read what the batch needs
+            source = pad(self.disk[index.cpu().numpy()]).to(self.device).view(-1, 3)
+            index = torch.arange(len(index), device=self.device)
         place = (index[:, None, None] * side + row[:, :, None]) * side + column[:, None, :]     # [B, H, W]
-        pixels = self.pixels.index_select(0, place.view(-1)).view(*place.shape, 3)
+        pixels = source.index_select(0, place.view(-1)).view(*place.shape, 3)
         return pixels.float().sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)    # channels-last without a copy
 
 
@@ -85,10 +101,13 @@ class Data:
     fingerprint: str                                          # of images and labels, before --subset
 
 
-def channel_moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] of the channels of [N, H, W, 3] uint8, exact, from their histograms."""
-    level = np.arange(256)
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]) / images[..., 0].size
+def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [3] of the channels of images `keep` [n] of [N, H, W, 3] uint8, from exact histograms."""
+    level, counts = np.arange(256), np.zeros((3, 256), np.int64)
+    for begin in range(0, len(keep), 4096):                   # of what may be on disk
+        part = images[keep[begin:begin + 4096]]
+        counts += np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)])
+    counts = counts / counts[0].sum()
     mean = counts @ level
     std = np.sqrt(counts @ level ** 2 - mean ** 2)
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
@@ -109,7 +128,7 @@ def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
     classes = np.unique(target[keep])
     lookup = np.full(int(target.max()) + 1, -1)               # class of the data set -> class of this run
     lookup[classes] = np.arange(len(classes))
-    mean, std = channel_moments(images[keep])
+    mean, std = channel_moments(images, keep)
 
     def split(index, images, target, augment):
         used = np.full(len(target), -1)

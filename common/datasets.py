@@ -1,4 +1,7 @@
-"""Data sets as arrays: images [N, H, W, 3] uint8, fine [N], coarse [N] of train and of test, read once per process."""
+"""Data sets as arrays: images [N, H, W, 3] uint8, fine [N], coarse [N] of train and of test, read once per process.
+
+Every `read_X(data_dir, size)` returns both splits; `size` is the side to which image files are resized, in pixels.
+"""
 import os
 import pickle
 from contextlib import nullcontext
@@ -9,6 +12,11 @@ import numpy as np
 
 from common import shapes
 from common.files import Refused, lock
+from common.imagefiles import classes_below, decoded, files_below
+from common.subsets import rank_in_class
+
+TRAIN_PER_CLASS = 30                                          # of Caltech-101, as in most of its literature
+TEST_SHARE = 0.2                                              # of a folder that has no test set of its own
 
 
 @lru_cache(maxsize=2)
@@ -18,15 +26,23 @@ def rendered(n: int, seed: int) -> tuple:
     return split["image"].transpose(0, 2, 3, 1), split["fine"], split["coarse"]
 
 
-def read_shapes(data_dir: str) -> tuple:
+def read_shapes(data_dir: str, size: int) -> tuple:
     """The embedded data set, train and test: rendered in about a second, nothing is downloaded."""
+    fixed("shapes", size)
     return rendered(shapes.TRAIN_SIZE, shapes.TRAIN_SEED), rendered(shapes.TEST_SIZE, shapes.TEST_SEED)
 
 
+def fixed(task: str, size: int) -> None:
+    if size != 32:
+        raise Refused(f"images of {task} are 32 pixels wide: leave --image-size {size} out.")
+
+
 @lru_cache(maxsize=1)
-def read_cifar100(data_dir: str) -> tuple:
+def read_cifar100(data_dir: str, size: int) -> tuple:
     """CIFAR-100 (Krizhevsky 2009), train and test as `rendered`; downloaded to `data_dir` where it is not there. Kept, too."""
     from torchvision.datasets import CIFAR100  # costs a second; `shapes` needs none of it
+
+    fixed("cifar100", size)
 
     def arrays(train):
         try:
@@ -54,3 +70,73 @@ def read_cifar100(data_dir: str) -> tuple:
     finished = folder.exists() and not os.access(folder.parent, os.W_OK)        # somebody else's, nothing is downloaded
     with nullcontext() if finished else lock(folder.parent / ".cifar100.lock", wait=True):      # the others wait for one
         return arrays(True), arrays(False)
+
+
+@lru_cache(maxsize=1)
+def read_caltech101(data_dir: str, size: int) -> tuple:
+    """Caltech-101 (Fei-Fei et al. 2004) without its background class: 30 images of each class to train, the rest to test.
+
+    Which 30 depends on the data alone. There are no superclasses: coarse is fine.
+    """
+    root = Path(data_dir) / "caltech101" / "101_ObjectCategories"
+    if not root.is_dir():
+        download_caltech101(data_dir, root)
+    files, label = labelled(root, [name for name in classes_below(root) if name != "BACKGROUND_Google"])
+    place = rank_in_class(label, np.arange(len(label))) * np.bincount(label)[label] + 0.5       # .5, 1.5, ... within its class
+    return arrays(root, files, label, place < TRAIN_PER_CLASS, size), arrays(root, files, label, place > TRAIN_PER_CLASS, size)
+
+
+def download_caltech101(data_dir: str, root: Path) -> None:
+    from torchvision.datasets import Caltech101
+    try:
+        Caltech101(data_dir, download=True)
+    except Exception as error:                                # of the network, of archives
+        raise Refused(f"Caltech-101 is not in {root}, and its download failed ({error}). Unpack 101_ObjectCategories.tar.gz from "
+                      f"https://data.caltech.edu/records/mzrjq-6wc02 into {root.parent}, or name the folder that holds "
+                      "caltech101/ with --data-dir.") from None
+
+
+@lru_cache(maxsize=1)
+def read_folder(data_dir: str, size: int) -> tuple:
+    """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*`, or one tree of `CLASS/*`.
+
+    Of one tree a fifth of every class becomes the test set, by an order that depends on the file names alone.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise Refused(f"--data-dir {root} is no folder. It should hold train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg.")
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        names, others = classes_below(root / "train"), classes_below(root / "test")
+        for lacking, split in ((sorted(set(others) - set(names)), "train"), (sorted(set(names) - set(others)), "test")):
+            if lacking:
+                print(f"warning: {split}/ lacks {len(lacking)} classes of the other split: {', '.join(lacking)}."
+                      + (" Their test images are left out." if split == "train" else ""))
+        return tuple(arrays(root, *labelled(root / split, names), None, size) for split in ("train", "test"))
+    files, label = labelled(root, classes_below(root))
+    held = rank_in_class(label, np.arange(len(label))) >= 1 - TEST_SHARE
+    return arrays(root, files, label, ~held, size), arrays(root, files, label, held, size)
+
+
+def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
+    """Image files of the class folders `names` of `tree`, and the class of each [n].
+
+    Raises
+        Refused: fewer than two classes, or no image.
+    """
+    if len(names) < 2:
+        raise Refused(f"{tree} holds {len(names)} class folders, expected two or more: CLASS/*.jpg.")
+    found = [(path, label) for label, name in enumerate(names) if (tree / name).is_dir() for path in files_below(tree / name)]
+    if not found:
+        raise Refused(f"{tree} holds no image: its class folders ({', '.join(names[:5])}) have no .jpg, .png or the like.")
+    return [path for path, _ in found], np.array([label for _, label in found])
+
+
+def arrays(root: Path, files: list[Path], label: np.ndarray, mine: np.ndarray | None, size: int) -> tuple:
+    """One split: of the files where `mine` [n] is true, or of all, those that can be read. `root` keeps the decoded array."""
+    index = np.arange(len(files)) if mine is None else np.flatnonzero(mine)
+    if not len(index):
+        raise Refused(f"{root} has too few images of every class for a test set of its own ({len(files)} in all): five of one at "
+                      "least, or train/ and test/ folders.")
+    images, readable = decoded([files[i] for i in index], size, root)
+    target = label[index][readable]
+    return images, target, target

@@ -48,7 +48,7 @@ def opened(folder: Path, config: dict) -> tuple[dict, dict | None]:
         return config, None
     old = read_json(folder / "config.json")
     for name, value in config["args"].items():
-        if name not in PLACE and old.get("args", {}).get(name) != value:
+        if name not in PLACE and old.get("args", {}).get(name, value) != value:     # an argument it did not know: its default
             raise Refused(f"{folder} holds a run with another --{name.replace('_', '-')} ({old.get('args', {}).get(name)!r}, now "
                           f"{value!r}): give this run a --tag or other --results.")
     if (folder / "summary.json").exists():

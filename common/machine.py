@@ -1,5 +1,6 @@
 """What a run was made with: code, versions, device."""
 import ctypes
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -24,6 +25,17 @@ def device_name(device: torch.device) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on the device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def keep_memory() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from common.args import folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PAST_SEEDS = range(100, 105)
 FOLDS = {"methods/rho_loss"}                                  # reuse past runs that each left out another fifth
 
 
@@ -20,6 +19,7 @@ class Runs:
     seeds: tuple[int, ...]
     options: tuple[str, ...] = ()
     tag: str = ""
+    past: str = ""                                            # kind of past runs; folds for a script in FOLDS, else past
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Study:
     past_options: tuple[str, ...] = ()                        # of the past runs
     options: tuple[str, ...] = ()                             # of all new runs
     past_of: str = ""                                         # the study whose past runs these are, if not its own
+    past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
+    others: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)      # kind of past runs -> epochs, options
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
     scenario: str = "same"
     recommend: bool = True
@@ -76,6 +78,27 @@ def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) 
             *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 
+# scenario -> arguments of its past runs and of its new ones, and the scripts that refuse there (README's table of scripts)
+SCENARIOS = {
+    "grow": (("--subset", "half"), ("--parts", "half"), {"methods/rho_loss"}),
+    "classes": (("--subset", "classes:16"), ("--parts", "classes:16"),
+                {"methods/rho_loss", "methods/dkd", "methods/born_again"}),
+    "shift": (("--subset", "members:3/4"), ("--labels", "coarse", "--parts", "members:3/4"), {"methods/rho_loss"}),
+    "model": (("--model", "resnet8x0.5"), (), {
+        "methods/rho_loss", "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint",
+        "methods/weight_average", "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd",
+        "methods/early_checkpoint_kd"}),
+}
+
+
+def demo_of(scenario: str) -> Study:
+    """Every script that works there, once, in a few minutes."""
+    past, new, refuse = SCENARIOS[scenario]
+    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
+    return Study("shapes", "resnet8", 3, scenario=scenario, recommend=False, past_options=past, options=new,
+                 past_seeds=(100, 101), runs=runs)
+
+
 def studies() -> dict[str, Study]:
     """The plans of results/, by name."""
     def full(script):
@@ -92,20 +115,51 @@ def studies() -> dict[str, Study]:
         Runs("baselines/label_smoothing", quarter, THREE),
         Runs("baselines/ema", quarter, THREE),
         Runs("methods/ensemble_distill", (0.5, 1), THREE))
+    half = (0.25, 0.5)
+    memorize = ("--augment", "none", "--batch-size", "64")
+    grow = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
+            "past_options": ("--subset", "share:0.1", *memorize)}
+    caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
+        **{f"demo-{scenario}": demo_of(scenario) for scenario in SCENARIOS},
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
             *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
             *(runs for budget in (0.5, 1) for runs in (
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
+        "grow-mini": Study(**grow, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
+            Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+            *(Runs(script, half, THREE) for script in (
+                "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",
+                "methods/partial_kd", "methods/shrink_perturb_kd", "methods/loss_replay")))),
+        "grow-mini-augment": Study(
+            **grow, past_of="grow-mini", options=(
+                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
+                Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE), Runs("baselines/warm_start", half, THREE),
+                Runs("methods/shrink_perturb", half, THREE))),
+        "classes-mini": Study(
+            "cifar100", "resnet8", 8, scenario="classes", settings=MINI, past_options=("--subset", "classes:80"),
+            options=("--parts", "classes:80"), runs=(
+                Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+                *(Runs(script, half, THREE) for script in (
+                    "baselines/warm_start", "methods/shrink_perturb", "methods/kd", "methods/partial_kd",
+                    "methods/attention_transfer", "methods/infobatch")))),
+        "caltech101-mini": Study(
+            **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
+                Runs("baselines/scratch", (0.5, 1, 2), THREE),
+                *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
+                                                             "methods/shrink_perturb")),
+                Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
+                Runs("baselines/warm_start", (0.5,), THREE, ("--part", "trunk"), "trunk", past="trunks"))),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
-            Runs("methods/kd", (0.25, 0.5), THREE),
-            Runs("methods/ensemble_distill", (0.25, 0.5), THREE, **SAMPLE),
-            Runs("methods/loss_replay", (0.25, 0.5), THREE))),
+            Runs("methods/kd", half, THREE),
+            Runs("methods/ensemble_distill", half, THREE, **SAMPLE),
+            *(Runs(script, half, THREE) for script in ("methods/cached_kd", "methods/partial_kd", "methods/loss_replay",
+                                                       "methods/infobatch")))),
         "cifar100": Study("cifar100", "resnet56", 200, runs=tuple(map(full, every_script()))),
     }
 
@@ -127,16 +181,22 @@ def plan(name: str, study: Study) -> dict:
         return {"seed": seed, "folder": folder_name(args, past),
                 "command": shlex.join(["python", *line])}
 
-    def made_before(kind, options=lambda fold: ()):           # the runs below results/STUDY/KIND
-        return [command("baselines/scratch", study.past_epochs, seed, f"results/{owner}/{kind}", 1,
-                        ("--slim", *study.past_options, *options(fold))) for fold, seed in enumerate(PAST_SEEDS, 1)]
+    def made_before(kind, epochs, options=lambda fold: ()):   # the runs below results/STUDY/KIND
+        return [command("baselines/scratch", epochs, seed, f"results/{owner}/{kind}", 1, ("--slim", *options(fold)))
+                for fold, seed in enumerate(study.past_seeds, 1)]
 
-    before = {} if study.tuning else {"past": made_before("past")}
-    if FOLDS & {r.script for r in study.runs}:
-        before["folds"] = made_before("folds", lambda fold: ("--subset", f"not:{fold}/{len(PAST_SEEDS)}"))
+    def kind(runs):
+        return runs.past or ("folds" if runs.script in FOLDS else "past")
+
+    before = {} if study.tuning else {"past": made_before("past", study.past_epochs, lambda fold: study.past_options)}
+    if any(kind(runs) == "folds" for runs in study.runs):
+        before["folds"] = made_before("folds", study.past_epochs, lambda fold: (
+            *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
+    before |= {name: made_before(name, epochs, lambda fold, options=options: options)
+               for name, (epochs, options) in study.others.items()}
     runs = [{"method": r.script.split("/")[1], "tag": r.tag, "budget": budget} |
             command(r.script, budget * (study.epochs or study.past_epochs), seed, results, budget, (*study.options, *r.options),
-                    "folds" if r.script in FOLDS else "past", r.tag)
+                    kind(r), r.tag)
             for r in study.runs for budget in r.budgets for seed in r.seeds]
     past = [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in before.items() for run in made]
     return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario, "past_epochs": study.past_epochs,

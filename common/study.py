@@ -161,7 +161,7 @@ def make(root: Path, chosen: dict, jobs: int) -> None:
     """
     importlib.import_module("torch.utils.tensorboard")        # once, for all runs
     if any(not (root / run["folder"] / "summary.json").exists() for run in chosen["past"] + chosen["runs"]):
-        TASKS[chosen["task"]].read("data")                    # likewise: forked runs find it read
+        TASKS[chosen["task"]].read("data", TASKS[chosen["task"]].defaults["image_size"])      # likewise
     queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]))
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:

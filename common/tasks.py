@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from common import models
 from common.amp import autocast
 from common.data import Data, Split, all_batches, assemble
-from common.datasets import read_cifar100, read_shapes
+from common.datasets import read_caltech101, read_cifar100, read_folder, read_shapes
 from common.seeding import generator
 
 
@@ -87,15 +87,25 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
 
 
 def load_with(read: Callable) -> Callable:
-    """load(args, device) -> Data of a task whose `read(data_dir)` returns the arrays of both splits."""
-    return lambda args, device: assemble(*read(args.data_dir), args, device)
+    """load(args, device) -> Data of a task whose `read(data_dir, size)` returns the arrays of both splits."""
+    return lambda args, device: assemble(*read(args.data_dir, args.image_size), args, device)
 
 
 CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output,
                   "stats": classification_stats, "evaluate": evaluate_classifier}
+
+
+def image_files(read: Callable) -> Task:
+    """A task of image files, resized to 64 pixels unless asked otherwise."""
+    return Task(read=read, load=load_with(read), **CLASSIFICATION, defaults={
+        "model": "resnet20", "epochs": 30.0, "batch_size": 64, "lr": 0.2, "weight_decay": 5e-4, "image_size": 64})
+
+
 TASKS = {
-    "shapes": Task(read=read_shapes, load=load_with(read_shapes), **CLASSIFICATION,
-                   defaults={"model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.2, "weight_decay": 5e-4}),
-    "cifar100": Task(read=read_cifar100, load=load_with(read_cifar100), **CLASSIFICATION,
-                     defaults={"model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4}),
+    "shapes": Task(read=read_shapes, load=load_with(read_shapes), **CLASSIFICATION, defaults={
+        "model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.2, "weight_decay": 5e-4, "image_size": 32}),
+    "cifar100": Task(read=read_cifar100, load=load_with(read_cifar100), **CLASSIFICATION, defaults={
+        "model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4, "image_size": 32}),
+    "caltech101": image_files(read_caltech101),
+    "folder": image_files(read_folder),
 }

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT
+from test_report import numbers
 
 from common.past import read_weights
 from common.plans import plan, studies
@@ -58,6 +59,14 @@ def test_readme_shows_the_report(tmp_path, monkeypatch):
     write_readme(folder, readme)
     assert readme.read_text() == (ROOT / "README.md").read_text(), \
         "run `python -m common.report --readme results/cifar100-mini` and commit"
+
+
+def test_every_number_of_the_findings_stands_in_a_report():
+    known = set()
+    for path in (ROOT / "results").glob("*/report.json"):
+        numbers(json.loads(path.read_text()), known)
+    spoken = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", (ROOT / "results" / "FINDINGS.md").read_text()))
+    assert len(spoken) > 20 and set(spoken) <= known, sorted(set(spoken) - known)
 
 
 def test_settings_are_those_that_the_tuning_chose():

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from conftest import SCRIPTS
 
-from common import plans, study
+from common import study
 from common.plans import Runs, Study, plan, studies
 from common.report import write_report
 
@@ -13,13 +13,12 @@ from common.report import write_report
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A study of one past budget, two scripts and a run that fails, below tmp_path."""
-    small = Study("shapes", "resnet8", 0.4, recommend=False, runs=(
+    small = Study("shapes", "resnet8", 0.4, recommend=False, past_seeds=(100, 101), runs=(
         Runs("baselines/scratch", (0.5, 1), (0, 1)),
         Runs("baselines/scratch", (1,), (0,), ("--lr", "1e30"), tag="broken"),
         Runs("methods/kd", (1,), (0, 1))))
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    monkeypatch.setattr(plans, "PAST_SEEDS", range(100, 102))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "results" / "demo"
 
@@ -66,8 +65,10 @@ def test_plans_match_the_contract():
         folds = [r for r in made["past"] if r["folder"].startswith("folds/")]
         assert [f"--subset not:{k}/5" in r["command"] for k, r in enumerate(folds, 1)] == [True] * len(folds)
         assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
-        past = [r for r in made["past"] if r not in folds]
-        assert [r["seed"] for r in past] == ([] if planned.tuning else [100, 101, 102, 103, 104])
+        past = [r for r in made["past"] if r["folder"].split("/")[-5] == "past"]
+        assert [r["seed"] for r in past] == ([] if planned.tuning else list(planned.past_seeds))
+        new = {r["seed"] for r in made["runs"]}
+        assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
     # STUDIES: scratch 4 budgets, six methods 3, one 2; the screening's other scripts 1, and six variants; 3 seeds
     assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2 + len(SCRIPTS) - 7 + 6)

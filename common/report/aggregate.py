@@ -187,9 +187,9 @@ def past_runs(past: Sequence[Mapping]) -> dict:
             "seeds": min(len(done), 1), "provenance": provenance(done)}
 
 
-def is_fold(run: Mapping) -> bool:
-    """Whether a past run is one method's preparation, made without a part of the data."""
-    return "folds" in run["folder"].split("/")
+def kind(run: Mapping) -> str:
+    """Of a past run: "past"; "folds", one method's preparation, made without a part of the data; "trunks", of another task."""
+    return next((name for name in ("folds", "trunks") if name in run["folder"].split("/")), "past")
 
 
 def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
@@ -228,7 +228,7 @@ def aggregate(study: Mapping) -> dict:
     """report.json of a study read by `common.report.read_study`."""
     plan, groups = study["plan"], {}
     spent = {run["config"].get("name"): sum(run["summary"]["flops"].values()) for run in study["past"] if run["summary"]}
-    folds = {run["config"].get("name"): run["config"] for run in study["past"] if run["summary"] and is_fold(run)}
+    folds = {run["config"].get("name"): run["config"] for run in study["past"] if run["summary"] and kind(run) == "folds"}
     for run in study["runs"]:
         used = run["summary"].get("past", []) if run["summary"] else []
         run["sequence_flops"] = sum(run["summary"]["flops"].values()) + sum(spent[name] for name in used) \
@@ -262,7 +262,7 @@ def aggregate(study: Mapping) -> dict:
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}
                 | (run["failed"] or {}) for run in [*study["past"], *study["runs"]] if run["state"] in states]
 
-    same_data = [run for run in study["past"] if not is_fold(run)]
+    usual = [run for run in study["past"] if kind(run) == "past"]
     # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
@@ -270,7 +270,7 @@ def aggregate(study: Mapping) -> dict:
               "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
-              "past": past_runs(same_data), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
+              "past": past_runs(usual), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -1,0 +1,100 @@
+"""Folders of image files as one array on disk: decoded and resized once, memory-mapped from then on."""
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common.files import Refused, lock, read_json, unwritable, write_json
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")      # torchvision's ImageFolder's
+NAMED = 10                                                    # unreadable files that a message names
+
+
+def classes_below(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, one a class, sorted as torchvision's ImageFolder sorts them."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Image files at any depth, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+
+
+def decode(path: Path, size: int) -> np.ndarray | str:
+    """[size, size, 3] uint8: the shorter side becomes `size`, the middle of the longer one is kept; or why it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                   # about odd metadata
+            with Image.open(path) as image:
+                image = image.convert("RGB")                  # from grey, from a palette, from RGBA without its alpha
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side),
+                                       reducing_gap=2.0))
+    except Exception as error:                                # a damaged image can raise anything
+        return f"{type(error).__name__}: {error}"
+
+
+def decoded(files: Sequence[Path], size: int, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-mapped images [n, size, size, 3] uint8 of the readable files, and which of `files` they are [n].
+
+    Made once, with a progress bar, in `root`/.decoded or, where that cannot be written, in ~/.cache/encore. Names, sizes and
+    times of the files tell whether it is still theirs. Unreadable files are named and left out.
+
+    Raises
+        Refused: no file can be read, or the disk is full.
+    """
+    stat = [(str(path.relative_to(root)), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    key = hashlib.sha256(json.dumps([size, stat]).encode()).hexdigest()[:16]
+    folder = root / ".decoded" if os.access(root, os.W_OK) else Path.home() / ".cache" / "encore"
+    path, said = folder / f"{key}.npy", folder / f"{key}.json"
+    with lock(folder / f"{key}.lock", wait=True):             # one process makes it, the others wait
+        if not (path.exists() and said.exists()):
+            write(path, said, files, size)
+    bad = read_json(said)["unreadable"]
+    if bad:
+        shown = "\n".join(f"    {name}: {why}" for name, why in list(bad.items())[:NAMED])
+        print(f"warning: {len(bad)} of {len(files)} images cannot be read and are left out:\n{shown}"
+              + ("\n    ..." if len(bad) > NAMED else ""))
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is damaged ({error}): delete it, and it is made again.") from None
+    return images, np.array([i for i, file in enumerate(files) if str(file) not in bad])
+
+
+def write(path: Path, said: Path, files: Sequence[Path], size: int) -> None:
+    """The array of `decoded`, and which files could not be read."""
+    partial, bad, n = path.with_suffix(".partial"), {}, 0
+    try:
+        table = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
+        with open(partial, "r+b") as file:                    # a full disk would end a mapped write with a bus error
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = threads.map(lambda file: decode(file, size), files)
+            for file, image in zip(files, tqdm(found, "decoding", len(files), unit="image", disable=None), strict=True):
+                if isinstance(image, str):
+                    bad[str(file)] = image
+                else:
+                    table[n] = image
+                    n += 1
+        if not n:
+            raise Refused(f"none of {len(files)} images can be read, the first because of {next(iter(bad.values()), 'nothing')}.")
+        table.flush()
+        if bad:                                               # fewer rows than were planned
+            np.save(partial.with_suffix(".short.npy"), table[:n])
+            os.replace(partial.with_suffix(".short.npy"), partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    write_json(said, {"unreadable": bad})
