@@ -114,6 +114,8 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="share of the training examples (0..1) to leave out "
         "and to evaluate on instead of the test set, for choosing hyperparameters")
     add("--past", nargs="+", default=[], metavar="PATH", help="finished runs to reuse: run folders or folders of them")
+    add("--pick", choices=("own", "best"), default="own", help="which past run is reused where only one is: this seed's own "
+        "(100 + seed), or the one with the best last score on its holdout")
     add("--results", default="results", metavar="DIR", help="folder below which the run's folder is made")
     add("--tag", default="", metavar="TEXT", help="appended to the method's name in the run's folder")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")

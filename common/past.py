@@ -200,6 +200,17 @@ class PastRun:
         names = [path.stem for path in (self.folder / "checkpoints").glob("e*.pt")]
         return dict(sorted(((n, float(n[1:]) / self.config["args"]["epochs"]) for n in names), key=lambda item: item[1]))
 
+    def held_out(self) -> float:
+        """Its last accuracy on the examples it held out.
+
+        Raises
+            Refused: it held none out; the test set must not choose.
+        """
+        if not self.config["args"]["holdout"]:
+            raise Refused(f"past run {self.name} was made without --holdout, so nothing but the test set says how good it is: "
+                          "leave --pick best out, or name runs made with a holdout.")
+        return next(iter(self.summary["test"].values()))    # the task's score
+
     def curve(self) -> list[dict]:
         """The run's rows of metrics.jsonl, epoch 0 first."""
         rows = read_rows(self.folder)

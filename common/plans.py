@@ -1,13 +1,10 @@
-"""The fixed plans of results/, so that nobody chooses a size that suits a result; made by common/study.py."""
-import importlib
-import shlex
+"""The fixed plans of results/, so that nobody chooses a size that suits a result; written down by common/planning.py."""
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.args import folder_name
-
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = {"methods/rho_loss"}                                  # reuse past runs that each left out another fifth
+NOTHING_REUSED = {"baselines/label_smoothing", "baselines/ema", "baselines/lawa"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class Study:
     options: tuple[str, ...] = ()                             # of all new runs
     past_of: str = ""                                         # the study whose past runs these are, if not its own
     past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
+    generations: int = 0                                      # length of chains in which each run reuses the one before
+    trials: int = 0                                           # of random searches in which each run reuses the best so far
     others: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)      # kind of past runs -> epochs, options
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
     scenario: str = "same"
@@ -99,6 +98,15 @@ def demo_of(scenario: str) -> Study:
                  past_seeds=(100, 101), runs=runs)
 
 
+def demo_sequences() -> dict[str, Study]:
+    """Chains and searches with every script that reuses one run of any kind, in a few minutes."""
+    scripts = [script for script in every_script() if script not in FOLDS and script not in NOTHING_REUSED]
+    return {"demo-generations": Study("shapes", "resnet8", 3, scenario="generations", recommend=False, generations=5,
+                                      past_seeds=(100,), runs=tuple(Runs(script, (0.2,), (0,)) for script in scripts)),
+            "demo-tuning": Study("shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,
+                                 runs=tuple(Runs(script, (0.5,), (0,)) for script in scripts))}
+
+
 def studies() -> dict[str, Study]:
     """The plans of results/, by name."""
     def full(script):
@@ -119,17 +127,23 @@ def studies() -> dict[str, Study]:
     memorize = ("--augment", "none", "--batch-size", "64")
     grow = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
             "past_options": ("--subset", "share:0.1", *memorize)}
+    search = (*tuning(0.25, (0.1, 0.2, 0.4), (5e-4, 2e-3)), *tuning(0.5, (0.1, 0.2, 0.4), (5e-4, 2e-3)),
+              *tuning(1, (0.1, 0.2), (5e-4, 2e-3)), *tuning(2, (0.1, 0.2), (2e-3,)), *tuning(2, (0.1,), (5e-4,)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
         **{f"demo-{scenario}": demo_of(scenario) for scenario in SCENARIOS},
+        **demo_sequences(),
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
             *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
             *(runs for budget in (0.5, 1) for runs in (
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
+        "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
+        "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
+            "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
         "grow-mini": Study(**grow, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             *(Runs(script, half, THREE) for script in (
@@ -162,43 +176,3 @@ def studies() -> dict[str, Study]:
                                                        "methods/infobatch")))),
         "cifar100": Study("cifar100", "resnet56", 200, runs=tuple(map(full, every_script()))),
     }
-
-
-def plan(name: str, study: Study) -> dict:
-    """plan.json: every run with its command and its folder, past runs first."""
-    results = f"results/{name}"
-    owner = study.past_of or name                             # of the past runs
-    above = f"../{owner}/" if study.past_of else ""           # from this study's folder to its
-
-    def command(script, epochs, seed, where, budget, options=(), kind="past", tag=""):
-        line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += settings(*study.settings[budget]) if budget in study.settings else []
-        line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
-        parser = importlib.import_module(script.replace("/", ".")).parser()
-        line += ["--past", f"results/{owner}/{kind}"] if parser.get_default("needs_past") else []
-        args = parser.parse_only(line[1:])
-        past = [run["folder"] for run in before[kind]] if args.needs_past else []
-        return {"seed": seed, "folder": folder_name(args, past),
-                "command": shlex.join(["python", *line])}
-
-    def made_before(kind, epochs, options=lambda fold: ()):   # the runs below results/STUDY/KIND
-        return [command("baselines/scratch", epochs, seed, f"results/{owner}/{kind}", 1, ("--slim", *options(fold)))
-                for fold, seed in enumerate(study.past_seeds, 1)]
-
-    def kind(runs):
-        return runs.past or ("folds" if runs.script in FOLDS else "past")
-
-    before = {} if study.tuning else {"past": made_before("past", study.past_epochs, lambda fold: study.past_options)}
-    if any(kind(runs) == "folds" for runs in study.runs):
-        before["folds"] = made_before("folds", study.past_epochs, lambda fold: (
-            *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
-    before |= {name: made_before(name, epochs, lambda fold, options=options: options)
-               for name, (epochs, options) in study.others.items()}
-    runs = [{"method": r.script.split("/")[1], "tag": r.tag, "budget": budget} |
-            command(r.script, budget * (study.epochs or study.past_epochs), seed, results, budget, (*study.options, *r.options),
-                    kind(r), r.tag)
-            for r in study.runs for budget in r.budgets for seed in r.seeds]
-    past = [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in before.items() for run in made]
-    return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario, "past_epochs": study.past_epochs,
-            "recommend": study.recommend, "tuning": study.tuning, "past": past, "runs": runs,
-            "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets)}

@@ -80,10 +80,15 @@ class Run:
         return config
 
     def past(self, data: Data) -> list[PastRun]:
-        """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around."""
+        """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around.
+
+        Under --pick best the one with the best score on its holdout.
+        """
         runs = [PastRun(past, self.args, data) for past in self.args.past_folders]
         own = [i for i, past in enumerate(runs) if past.seed == 100 + self.args.seed]
         first = own[0] if own else self.args.seed % len(runs)
+        if self.args.pick == "best":
+            first = max(range(len(runs)), key=lambda i: runs[i].held_out())
         self.past_runs = runs[first:] + runs[:first]
         return self.past_runs
 

@@ -20,7 +20,8 @@ import torch
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.files import Refused, lock, read_json, write_json
 from common.past import find_runs
-from common.plans import ROOT, plan, studies
+from common.planning import plan
+from common.plans import ROOT, studies
 from common.tasks import TASKS
 
 
@@ -170,7 +171,9 @@ def make(root: Path, chosen: dict, jobs: int) -> None:
         if stray := found - {run["folder"] for run in chosen["past"]}:
             raise Refused(f"{root} holds past runs that are not in the plan ({', '.join(sorted(stray))}): move them away, "
                           "every method would reuse them.")
-    queue.make(chosen["runs"])
+    for stage in sorted({run["stage"] for run in chosen["runs"]}):
+        if not queue.stopping:
+            queue.make([run for run in chosen["runs"] if run["stage"] == stage])
     if queue.stopping:
         raise SystemExit(128 + queue.stopping)
     from common.report import write_report  # matplotlib is not needed before

@@ -74,7 +74,8 @@ def main(args):
     model = task.build(args, data)
     past = next(past for past in run.past(data) if past.folder == folder)
     begin = beginning(math.log(len(data.classes)), trained(past.curve()), args.fall)        # from the nats of a guess
-    print(f"the schedule begins at {begin:.1%}, by the curve of {past.name}")
+    if run.writes:
+        print(f"the schedule begins at {begin:.1%}, by the curve of {past.name}")
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]

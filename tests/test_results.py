@@ -10,8 +10,10 @@ from conftest import ROOT
 from test_report import numbers
 
 from common.past import read_weights
-from common.plans import plan, studies
+from common.planning import plan
+from common.plans import studies
 from common.report import read_study, write_readme, write_report
+from common.report.overview import write_overview
 
 COMMITTED = subprocess.run(["git", "-C", ROOT, "ls-files", "results"], capture_output=True, text=True, check=True).stdout
 STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.endswith("/plan.json")})
@@ -67,6 +69,14 @@ def test_every_number_of_the_findings_stands_in_a_report():
         numbers(json.loads(path.read_text()), known)
     spoken = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", (ROOT / "results" / "FINDINGS.md").read_text()))
     assert len(spoken) > 20 and set(spoken) <= known, sorted(set(spoken) - known)
+
+
+def test_overview_is_of_the_committed_reports(tmp_path):
+    for path in (ROOT / "results").glob("*/report.json"):
+        (tmp_path / path.parent.name).mkdir()
+        shutil.copy(path, tmp_path / path.parent.name)
+    assert write_overview(tmp_path).read_text() == (ROOT / "results" / "REPORT.md").read_text(), \
+        "run `python -m common.report results` and commit"
 
 
 def test_settings_are_those_that_the_tuning_chose():

@@ -16,7 +16,8 @@ from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, s
 
 from common import shapes
 from common.files import Refused
-from common.plans import plan, studies
+from common.planning import plan
+from common.plans import studies
 from common.run import Run
 
 # script -> (arguments that make it neutral, the script it then equals bit for bit)

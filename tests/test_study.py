@@ -6,7 +6,8 @@ import pytest
 from conftest import SCRIPTS
 
 from common import study
-from common.plans import Runs, Study, plan, studies
+from common.planning import plan
+from common.plans import Runs, Study, studies
 from common.report import write_report
 
 
@@ -98,3 +99,70 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert "| 0.4 | 0.0002 | 39.70 |" in text and "| 1.6 | 0.0002 | not finished | | |" in text
     assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), torch 2.15, commit 1111111111" in text
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
+
+
+def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
+    small = Study("shapes", "resnet8", 0.4, scenario="generations", recommend=False, past_seeds=(100,), generations=3, runs=(
+        Runs("methods/kd", (1,), (0,)),))
+    made = plan("demo", small)
+    assert [(r["stage"], r["tag"], r["seed"]) for r in made["runs"]] == [(1, "g1", 0), (2, "g2", 1000), (3, "g3", 2000)]
+    assert made["runs"][0]["command"].endswith("--past results/demo/past")
+    assert made["runs"][2]["command"].endswith("--past results/demo/" + made["runs"][1]["folder"])
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study.main(["--jobs", "2"])
+    report = json.loads((tmp_path / "results/demo/report.json").read_text())
+    first, second, third = report["rows"]
+    assert (first["method"], third["method"]) == ("kd-g1", "kd-g3") and not report["missing"]
+    assert third["sequence_flops"] == second["sequence_flops"] + third["flops"] == first["sequence_flops"] + 2 * third["flops"]
+
+
+def test_a_search_reuses_its_best_trial_and_shares_the_first(tmp_path, monkeypatch):
+    small = Study("shapes", "resnet8", 1, scenario="tuning", recommend=False, trials=3, runs=(
+        Runs("baselines/scratch", (0.5,), (0,)), Runs("baselines/warm_start", (0.5,), (0,))))
+    made = plan("demo", small)
+    assert [(r["method"], r["tag"], r["seed"], r["stage"]) for r in made["runs"]] == [
+        ("scratch", "t1", 0, 1), ("scratch", "t2", 1, 2), ("warm_start", "t2", 1, 2), ("scratch", "t3", 2, 3),
+        ("warm_start", "t3", 2, 3)]
+    given = [shlex.split(r["command"]) for r in made["runs"]]
+    rates = [words[words.index("--lr") + 1] for words in given]
+    assert rates[1] == rates[2] != rates[3] == rates[4] != rates[0]
+    assert "--pick" not in given[1] and given[2][given[2].index("--pick") + 1] == "best"
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study.main(["--jobs", "2"])
+    root = tmp_path / "results/demo"
+    last = json.loads((root / made["runs"][4]["folder"] / "summary.json").read_text())
+    before = [json.loads((root / made["runs"][i]["folder"] / "summary.json").read_text())["test"]["accuracy"] for i in (0, 2)]
+    chosen = made["runs"][0 if before[0] >= before[1] else 2]["folder"]
+    assert last["past"] == [chosen]
+    assert {row["method"]: row["seeds"] for row in json.loads((root / "report.json").read_text())["rows"]} == \
+        {"scratch": 1, "warm_start": 1}
+
+
+def test_regret_by_hand(tmp_path):
+    """Scratch's trials have .3 .5 .4; the method's .3 .4 .6: it delivers .6, and its third settings lose .5 - .4 from scratch."""
+    def trial(name, accuracy, flops):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps({"test": {"accuracy": accuracy}, "flops": {"training": flops}}))
+        (folder / "config.json").write_text(json.dumps({
+            "args": {"batch_size": 32}, "commit": "1" * 40, "dirty": False, "versions": {"torch": "2.15"}, "data": {},
+            "device": {"type": "cpu", "name": "a CPU", "threads": 1}}))
+        return name
+    scratch = [trial("a1", 0.3, 100), trial("a2", 0.5, 100), trial("a3", 0.4, 100)]
+    reuse = ["a1", trial("b2", 0.4, 50), trial("b3", 0.6, 50)]
+    (tmp_path / "plan.json").write_text(json.dumps({
+        "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [], "runs": [], "searches": [
+            {"method": "scratch", "budget": 1, "seed": 0, "trials": scratch},
+            {"method": "reuse", "budget": 1, "seed": 0, "trials": reuse}]}))
+    text = write_report(tmp_path).read_text()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert rows["reuse"]["delivered"]["mean"] == 0.6 and rows["reuse"]["regret"]["mean"] == pytest.approx(0.1)
+    assert rows["reuse"]["cost_over_scratch"]["mean"] == pytest.approx(2 / 3) and rows["scratch"]["regret"]["mean"] == 0
+    assert rows["reuse"]["delivered_over_scratch"]["mean"] == pytest.approx(0.1)
+    assert "| `reuse` | 1 | 1/1 |" in text and "random searches of 3 trials" in text
+    (tmp_path / "b3" / "summary.json").unlink()
+    assert "1 trials are missing" in write_report(tmp_path).read_text()

@@ -1,6 +1,7 @@
 """Reads the runs of a study and writes REPORT.md, report.json and figures/ next to them.
 
     python -m common.report results/cifar100-mini
+    python -m common.report results                                 # over all studies: results/REPORT.md
     python -m common.report --tensorboard results/cifar100-mini     # rebuild every run's tb/ from its metrics.jsonl
 """
 
@@ -17,7 +18,9 @@ from common.report.aggregate import aggregate
 from common.report.figures import draw
 from common.report.landscape import draw_landscape, result
 from common.report.markdown import markdown, summary
+from common.report.overview import write_overview
 from common.report.scores import mean
+from common.report.search import write_search
 from common.report.tuning import write_table
 
 
@@ -76,6 +79,8 @@ def write_report(folder: Path) -> Path:
     plan = read_json(folder / "plan.json")
     if plan.get("tuning"):
         return write_table(folder, plan)
+    if plan.get("searches"):
+        return write_search(folder, plan)
     study = read_study(folder)
     report = aggregate(study)
     report["figures"] = draw(report, learning_curves(study), folder / "figures", {"landscape": draw_landscape})
@@ -111,7 +116,7 @@ def rebuild(folder: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="results/STUDY, or with --tensorboard any folder of runs")
+    parser.add_argument("folder", type=Path, help="results/STUDY; results, for all studies; with --tensorboard any folder")
     parser.add_argument("--readme", action="store_true", help="also put the study's summary on README.md's first screen")
     parser.add_argument("--tensorboard", action="store_true", help="only rebuild every run's tb/ from metrics.jsonl")
     args = parser.parse_args(argv)
@@ -120,6 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rebuilt tb/ of {number} runs below {args.folder}" if number else
               f"{args.folder} holds no run: no metrics.jsonl below it.", file=sys.stdout if number else sys.stderr)
         return 0 if number else 2
+    if any(args.folder.glob("*/plan.json")):
+        print(f"wrote {write_overview(args.folder)}")
+        return 0
     if not (args.folder / "plan.json").exists():
         print(f"{args.folder} is no study: it has no plan.json. Run `run_all.sh STUDY` first, or name a folder like "
               "results/cifar100-mini.", file=sys.stderr)

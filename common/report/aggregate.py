@@ -227,12 +227,15 @@ def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
 def aggregate(study: Mapping) -> dict:
     """report.json of a study read by `common.report.read_study`."""
     plan, groups = study["plan"], {}
-    spent = {run["config"].get("name"): sum(run["summary"]["flops"].values()) for run in study["past"] if run["summary"]}
+    spent: dict[str, float] = {}                              # of a run and all before it; past runs come first, then stages
+    for run in study["past"] + study["runs"]:
+        before = run["summary"].get("past", ()) if run["summary"] else (None,)
+        if all(name in spent for name in before):
+            spent[run["config"].get("name", run["folder"])] = sum(run["summary"]["flops"].values()) + sum(map(spent.get, before))
     folds = {run["config"].get("name"): run["config"] for run in study["past"] if run["summary"] and kind(run) == "folds"}
     for run in study["runs"]:
         used = run["summary"].get("past", []) if run["summary"] else []
-        run["sequence_flops"] = sum(run["summary"]["flops"].values()) + sum(spent[name] for name in used) \
-            if run["summary"] and all(name in spent for name in used) else None
+        run["sequence_flops"] = spent.get(run["config"].get("name", run["folder"])) if run["summary"] else None
         run["charged"] = [folds[name] for name in used if name in folds]
         groups.setdefault(run["label"], {}).setdefault(run["budget"], []).append(run)
     methods = {label: [one_row(label, budget, by_budget[budget]) for budget in sorted(by_budget)]

@@ -114,7 +114,8 @@ def summary(report: Mapping) -> str:
     more = f" {others} more methods and variants at one budget: under [Scripts](#scripts) and in the report." if others else ""
     return table(["Method", *(f"Test % at budget {budget(b)}" for b in budgets), "FLOPs of a step",
                   "Speed-up to full accuracy, FLOPs"], lines) \
-        + f"\n\n{words.provenance(report['rows'], report)}\n\nBudget: epochs as a share of the past runs'.{state}{more}"
+        + f"\n\n{words.provenance(report['rows'], report)}\n\n" \
+        + f"Budget: epochs, as a share of {report['budget_1_epochs']:g}.{state}{more}"
 
 
 def every_row(report: Mapping) -> str:
@@ -210,7 +211,7 @@ def opening(report: Mapping) -> str:
     full = next((row for row in rows_of(report, "scratch") if row["budget"] == 1), None)
     text = f"`{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`. "
     text += "Full accuracy is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
-        else (f"Full accuracy is **{accuracy(full)} %**: scratch at budget 1, {report['past_epochs']:g} epochs, "
+        else (f"Full accuracy is **{accuracy(full)} %**: scratch at budget 1, {report['budget_1_epochs']:g} epochs, "
               f"{words.count(full['seeds'], 'seed')}. ")
     text += f"Past runs: {words.regime(report['past'])}. "
     if not report["tuned"]:

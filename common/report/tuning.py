@@ -35,7 +35,7 @@ def markdown(plan: dict, rows: list[dict]) -> str:
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
-        lines += [f"## Budget {budget:g} ({budget * plan['past_epochs']:g} epochs)", "",
+        lines += [f"## Budget {budget:g} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
                   "| Learning rate | Weight decay | Held-out accuracy % | Held-out loss, nats | Train accuracy % |",
                   "|---|---|---|---|---|"]
         for row in mine:

@@ -1,0 +1,122 @@
+"""From a fixed plan to plan.json: every run with its command and the folder that the run itself will choose."""
+import importlib
+import math
+import shlex
+
+import numpy as np
+
+from common.args import folder_name
+from common.plans import FOLDS, Runs, Study, settings
+
+RATES, DECAYS = (0.05, 1.6), (5e-5, 5e-3)                     # of a random search, drawn evenly in their logarithms
+
+
+def plan(name: str, study: Study) -> dict:
+    """plan.json: past runs first; a run's stage says which runs it waits for, all those of the stages before."""
+    planner = Planner(name, study)
+    if study.trials:
+        runs, searches = planner.searches()
+    else:
+        runs, searches = planner.generations() if study.generations else planner.grid(), []
+    return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario,
+            "past_epochs": study.past_epochs, "epochs": planner.epochs, "recommend": study.recommend, "tuning": study.tuning,
+            "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets),
+            "past": planner.past(), "runs": runs, "searches": searches}
+
+
+class Planner:
+    """Writes the runs of one study down."""
+
+    def __init__(self, name: str, study: Study):
+        self.study, self.results = study, f"results/{name}"
+        self.owner = study.past_of or name                    # of the past runs
+        self.above = f"../{study.past_of}/" if study.past_of else ""           # from this study's folder to its
+        self.epochs = study.epochs or study.past_epochs       # of budget 1
+        self.before: dict[str, list[dict]] = {}               # kind of past runs -> runs
+        if not (study.tuning or study.trials):
+            self._add("past", study.past_epochs, lambda fold: study.past_options)
+        if any(self._kind(runs) == "folds" for runs in study.runs):
+            self._add("folds", study.past_epochs, lambda fold: (
+                *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
+        for kind, (epochs, options) in study.others.items():
+            self._add(kind, epochs, lambda fold, options=options: options)
+
+    def _add(self, kind: str, epochs: float, options) -> None:
+        self.before[kind] = [
+            self._command("baselines/scratch", epochs, seed, f"results/{self.owner}/{kind}", 1, ("--slim", *options(fold)))
+            for fold, seed in enumerate(self.study.past_seeds, 1)]
+
+    @staticmethod
+    def _kind(runs: Runs) -> str:
+        return runs.past or ("folds" if runs.script in FOLDS else "past")
+
+    def past(self) -> list[dict]:
+        return [run | {"folder": f"{self.above}{kind}/{run['folder']}"} for kind, made in self.before.items() for run in made]
+
+    def _command(self, script: str, epochs: float, seed: int, where: str, budget: float, options=(), tag: str = "",
+                 kind: str = "past", earlier: list[dict] | None = None) -> dict:
+        """A run that reuses all past runs of a kind, or `earlier` runs of the study itself, if its script reuses any."""
+        study = self.study
+        line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
+        line += settings(*study.settings[budget]) if budget in study.settings else []
+        line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
+        parser = importlib.import_module(script.replace("/", ".")).parser()
+        past = []
+        if parser.get_default("needs_past"):
+            past = self.before[kind] if earlier is None else earlier
+            line += ["--past", *([f"results/{self.owner}/{kind}"] if earlier is None else
+                                 [f"{where}/{run['folder']}" for run in earlier])]
+        args = parser.parse_only(line[1:])
+        folder = folder_name(args, [run["folder"] for run in past])
+        return {"seed": seed, "folder": folder, "command": shlex.join(["python", *line])}
+
+    def _run(self, runs: Runs, budget: float, seed: int, stage: int = 1, options=(), tag: str = "", earlier=None) -> dict:
+        tag = "-".join(part for part in (runs.tag, tag) if part)
+        return {"method": runs.script.split("/")[1], "tag": tag, "budget": budget, "stage": stage} | self._command(
+            runs.script, budget * self.epochs, seed, self.results, budget, (*self.study.options, *runs.options, *options), tag,
+            self._kind(runs), earlier)
+
+    def grid(self) -> list[dict]:
+        """Every script at its budgets and seeds."""
+        return [self._run(r, budget, seed) for r in self.study.runs for budget in r.budgets for seed in r.seeds]
+
+    def generations(self) -> list[dict]:
+        """Chains: the first generation reuses the past runs, each later one the one before it; another seed for each."""
+        chains = []
+        for r in self.study.runs:
+            for budget in r.budgets:
+                for seed in r.seeds:
+                    chain = []
+                    for g in range(1, self.study.generations + 1):
+                        chain.append(self._run(r, budget, seed + 1000 * (g - 1), g, tag=f"g{g}", earlier=chain[-1:] or None))
+                    chains += chain
+        return sorted(chains, key=lambda run: run["stage"])
+
+    def searches(self) -> tuple[list[dict], list[dict]]:
+        """Random searches over learning rate and weight decay; every trial after the first reuses the best one so far.
+
+        The same settings in the same order for all methods of a seed, and the same first trial, from scratch.
+        """
+        runs, searches = {}, []
+        for r in self.study.runs:
+            for budget in r.budgets:
+                for seed in r.seeds:
+                    trials = []
+                    for t, chosen in enumerate(random_settings(seed, self.study.trials)):
+                        first = t == 0 or r.script == "baselines/scratch"
+                        script = Runs("baselines/scratch", r.budgets, r.seeds) if first else r
+                        trials.append(self._run(script, budget, 100 * seed + t, t + 1, (
+                            *settings(*chosen), "--holdout", "0.1", *(() if first else ("--pick", "best"))), f"t{t + 1}",
+                            earlier=trials))
+                    runs |= {trial["folder"]: trial for trial in trials}
+                    label = r.script.split("/")[1] + (f"-{r.tag}" if r.tag else "")
+                    searches.append({"method": label, "budget": budget, "seed": seed, "trials": [t["folder"] for t in trials]})
+        return sorted(runs.values(), key=lambda run: run["stage"]), searches
+
+
+def random_settings(seed: int, trials: int) -> list[tuple[float, float]]:
+    """Learning rate and weight decay of each trial, two digits each."""
+    draw = np.random.default_rng(seed).random((trials, 2))
+    ends = [(math.log(low), math.log(high)) for low, high in (RATES, DECAYS)]
+    return [tuple(float(f"{math.exp(low + share * (high - low)):.2g}") for share, (low, high) in zip(row, ends, strict=True))
+            for row in draw]

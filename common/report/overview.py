@@ -1,0 +1,52 @@
+"""results/REPORT.md: what every study recommends, situation by situation, from the studies' own report.json."""
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.files import read_json, write_atomic
+from common.report.markdown import table
+from common.report.words import percent, points, regime
+
+KINDS = {"save compute, full": "To save compute on the way to full accuracy",
+         "accuracy at equal FLOPs": "For accuracy at equal FLOPs", "reload weights": "Reload final weights"}
+SITUATIONS = {"same": "nothing is new", "grow": "data has grown", "classes": "classes were added", "shift": "members were added",
+              "model": "another architecture", "tuning": "a search", "generations": "a chain of runs"}
+
+
+def answer(report: Mapping, kind: str) -> str:
+    """One cell: the method that met the rule, with its interval."""
+    item = next((item for item in report["recommendations"] if item["kind"] == kind), None)
+    if report["blocked"]:
+        return "not yet"
+    if item is None:
+        return "–"
+    if item["method"] is None:
+        return "no method established"
+    if kind == "reload weights":
+        return ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"]))
+    if kind == "accuracy at equal FLOPs":
+        return f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points"
+    end = "open" if item["high"] is None else f"{item['high']:.2f}"
+    return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
+
+
+def overview(reports: Sequence[Mapping]) -> str:
+    """The page; the same reports give the same text."""
+    lines = []
+    for report in reports:
+        lines.append([f"[{report['study']}]({report['study']}/REPORT.md)", SITUATIONS.get(report["scenario"], report["scenario"]),
+                      f"`{report['model']}` on `{report['task']}`, full accuracy {percent(report['full_accuracy'])} %",
+                      regime(report["past"]), *(answer(report, kind) for kind in KINDS)])
+    head = ["Study", "What is new", "Setting", "Past runs", *KINDS.values()]
+    said = [f"## {report['study']}\n\n" + "\n".join(f"- {item['text']}" for item in report["recommendations"])
+            if not report["blocked"] else f"## {report['study']}\n\n{report['blocked']}" for report in reports]
+    return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "
+            "rule that stands in its report. What is discussed by hand stands in [FINDINGS.md](FINDINGS.md).\n\n"
+            + table(head, lines, text=head) + "\n\n" + "\n\n".join(said) + "\n")
+
+
+def write_overview(root: Path) -> Path:
+    """Reads report.json of every study below `root`, writes REPORT.md there."""
+    reports = [read_json(path) for path in sorted(root.glob("*/report.json"))]
+    write_atomic(root / "REPORT.md", overview([report for report in reports if "recommendations" in report
+                                               and report["study"].partition("-")[0] != "demo"]))
+    return root / "REPORT.md"

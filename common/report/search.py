@@ -1,0 +1,95 @@
+"""The report of random searches in which each trial reuses the best one so far: cost, delivered accuracy, regret."""
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.files import read_json, write_atomic, write_json
+from common.report import scores
+from common.report.aggregate import provenance
+from common.report.markdown import table
+from common.report.words import budget, percent, point_interval, significant
+
+TERA = 1e12
+RULES = """\
+- A **search** draws learning rate and weight decay at random, the same settings in the same order for all methods of a seed, and
+  evaluates on held-out training examples. Its first trial is from scratch; each later one reuses the best trial before it.
+- **Cost** is that of all of its trials, in FLOPs of training and preparation.
+- **Delivered** is the held-out accuracy of its best trial, the model that one would take.
+- **Regret** is what the settings of that trial lose when they are trained from scratch: the best accuracy in scratch's own search
+  of that seed, less scratch's accuracy with them. Reuse makes later trials look better whatever their settings are.
+- Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
+
+
+def read_trial(folder: Path) -> dict | None:
+    """Accuracy, FLOPs and configuration of a finished trial."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary = read_json(folder / "summary.json")
+    return {"accuracy": summary["test"]["accuracy"], "flops": sum(summary["flops"].values()), "summary": summary,
+            "config": read_json(folder / "config.json")}
+
+
+def one_search(trials: list[dict], scratch: list[dict]) -> dict:
+    """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
+    chosen = max(range(len(trials)), key=lambda i: trials[i]["accuracy"])
+    return {"flops": sum(trial["flops"] for trial in trials), "delivered": trials[chosen]["accuracy"], "chosen": chosen,
+            "regret": max(trial["accuracy"] for trial in scratch) - scratch[chosen]["accuracy"]}
+
+
+def interval(values: Mapping[int, float]) -> dict:
+    """Mean and 95 % t-interval of values by seed."""
+    sd, freedom = scores.pooled_sd([values])
+    half, middle = scores.half_width(sd, freedom, len(values)), scores.mean(list(values.values()))
+    known = middle is not None and half is not None
+    return {"mean": middle, "low": middle - half if known else None, "high": middle + half if known else None, "values": values,
+            "reason": None if values else "missing"}
+
+
+def aggregate(root: Path, plan: Mapping) -> dict:
+    """report.json: one row per method and budget."""
+    read = {folder: read_trial(root / folder) for search in plan["searches"] for folder in search["trials"]}
+    groups: dict[tuple, dict[int, list]] = {}
+    for search in plan["searches"]:
+        groups.setdefault((search["method"], search["budget"]), {})[search["seed"]] = [read[f] for f in search["trials"]]
+    rows = []
+    for (method, share), searches in groups.items():
+        scratch = groups.get(("scratch", share), {})
+        done = {seed: one_search(trials, scratch[seed]) for seed, trials in searches.items()
+                if seed in scratch and None not in trials and None not in scratch[seed]}
+        other = {seed: one_search(scratch[seed], scratch[seed]) for seed in done}
+        rows.append({"method": method, "budget": share, "seeds": len(done), "planned": len(searches),
+                     "cost": {str(seed): one["flops"] for seed, one in done.items()},
+                     "cost_over_scratch": interval({seed: done[seed]["flops"] / other[seed]["flops"] for seed in done}),
+                     "delivered": interval({seed: one["delivered"] for seed, one in done.items()}),
+                     "delivered_over_scratch": interval({s: done[s]["delivered"] - other[s]["delivered"] for s in done}),
+                     "regret": interval({seed: one["regret"] for seed, one in done.items()}),
+                     "provenance": provenance([trial for seed in done for trial in searches[seed]])})
+    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"], "rows": rows,
+            "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
+            "missing": sorted(folder for folder, trial in read.items() if trial is None)}
+
+
+def markdown(report: Mapping) -> str:
+    lines, made = [], {name: set() for name in ("device", "versions", "batch_size", "commit")}
+    for row in sorted(report["rows"], key=lambda row: (row["method"] != "scratch", row["cost_over_scratch"]["mean"] or 9)):
+        for name in made:
+            made[name] |= set(row["provenance"][name])
+        cost, delivered = scores.mean(list(row["cost"].values())), row["delivered"]["mean"]
+        over = row["cost_over_scratch"]["mean"]
+        lines.append([f"`{row['method']}`", budget(row["budget"]), f"{row['seeds']}/{row['planned']}",
+                      significant(None if cost is None else cost / TERA), "–" if over is None else f"{over:.2f}",
+                      percent(delivered), point_interval(row["delivered_over_scratch"]), point_interval(row["regret"])])
+    text = table(["Method", "Budget of a trial", "Seeds", "TFLOP of the search", "over scratch's", "Delivered %, held out",
+                  "over scratch's, points", "Regret, points"], lines)
+    device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
+    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
+    gone = f" {len(report['missing'])} trials are missing, and no search that lacks one is counted." if report["missing"] else ""
+    return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
+            f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES}\n")
+
+
+def write_search(root: Path, plan: Mapping) -> Path:
+    """Writes REPORT.md and report.json of a study of searches; returns the former's path."""
+    report = aggregate(root, plan)
+    write_json(root / "report.json", report)
+    write_atomic(root / "REPORT.md", markdown(report))
+    return root / "REPORT.md"
