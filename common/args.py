@@ -90,7 +90,8 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
         add(*names, default=argparse.SUPPRESS, help=help, **kwargs)
 
     own("--task", choices=TASKS, help=f"data set with its loss and score ({inherited}shapes)")
-    add("--data-dir", default="data", metavar="DIR", help="folder of the data sets, as torchvision lays them out")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the data sets, as torchvision lays them out; of --task "
+        "folder the images themselves, by default those of --past")
     own("--model", type=model_name, metavar="NAME", help="architecture: resnet8 to resnet110, one of these at another width "
         f"(resnet56x2), or torchvision's (tv:resnet18) ({inherited}{per_task['model']})")
     own("--epochs", type=float, metavar="E", help="budget: passes over the examples kept, a fraction is allowed; the "
@@ -147,6 +148,9 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         elif name == "task" and not hasattr(args, name):
             args.task = "shapes"
     fill(args).inherited = inherited
+    if args.task in TASKS and TASKS[args.task].anybodys and theirs.get("task") == args.task \
+            and args.data_dir == args.own_defaults["data_dir"]:
+        args.data_dir = inherited["data_dir"] = theirs.get("data_dir", args.data_dir)
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
     model_name(args.model)                                    # a past run's may be unknown here
@@ -154,7 +158,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
                              ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
                              ("holdout", 0 <= args.holdout < 1, "be at least 0 and below 1"),
                              ("seed", args.seed >= 0, "be 0 or more"),
-                             ("image_size", 8 <= args.image_size <= 1024, "be from 8 to 1024"),
+                             ("image_size", args.image_size in range(8, 1025), "be a whole number from 8 to 1024"),
                              ("labels", args.labels in LABELS, f"be one of {', '.join(LABELS)}"),
                              ("augment", args.augment in AUGMENT, f"be one of {', '.join(AUGMENT)}"),
                              ("tag", all(c.isalnum() or c in "_.-" for c in args.tag), "have letters, digits, '.', '_', '-'")):
@@ -194,6 +198,8 @@ def folder_name(args: argparse.Namespace, past: list[str]) -> str:
     differ from their defaults, past runs counting by name and not by path."""
     fixed = args.own_defaults | defaults(args.task) | {"past": []}
     others = {k: v for k, v in recorded(args, past).items() if k not in PLACE + NAMED and v != fixed.get(k)}
+    if args.task in TASKS and TASKS[args.task].anybodys:
+        others["data_dir"] = str(Path(args.data_dir).resolve())
     digest = "-" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:8] if others else ""
     method = args.method + (f"-{args.tag}" if args.tag else "")
     return f"{args.task}-{args.model}/{method}/e{args.epochs:g}{digest}/seed{args.seed}"

@@ -95,7 +95,7 @@ class Data:
 
     train: Split
     test: Split                                               # the held-out part of train under --holdout
-    classes: list[int]                                        # the data set's own number of each class in use
+    classes: list[int] | list[str]                            # the data set's own number, or name, of each class in use
     labels: str                                               # "fine", or "coarse" where those are superclasses
     examples: int                                             # N, of the whole training set
     fingerprint: str                                          # of images and labels, before --subset
@@ -104,8 +104,9 @@ class Data:
 def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [3] of the channels of images `keep` [n] of [N, H, W, 3] uint8, from exact histograms."""
     level, counts = np.arange(256), np.zeros((3, 256), np.int64)
-    for begin in range(0, len(keep), 4096):                   # of what may be on disk
-        part = images[keep[begin:begin + 4096]]
+    size = max(1, 2 ** 25 // images[0].nbytes)                # images at a time, of what may not fit in memory
+    for begin in range(0, len(keep), size):
+        part = images[keep[begin:begin + size]]
         counts += np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)])
     counts = counts / counts[0].sum()
     mean = counts @ level
@@ -119,8 +120,11 @@ def fingerprint(images: np.ndarray, target: np.ndarray) -> str:
     return f"{crc:08x}{zlib.crc32(str(images.shape).encode()):08x}"
 
 
-def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
-    """Arrays (images [N, H, W, 3] uint8, fine [N], coarse [N]) of both splits -> Data, by --subset, --holdout, --labels."""
+def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[str] | None = None) -> Data:
+    """Arrays (images [N, H, W, 3] uint8, fine [N], coarse [N]) of both splits -> Data, by --subset, --holdout, --labels.
+
+    `names` of the classes stand for their numbers where those may change with the data.
+    """
     (images, fine, coarse), (test_images, test_fine, test_coarse) = train, test
     keep, test_keep, labels = subset(args.subset, fine, coarse, test_fine)
     coarse_labels = args.labels == "coarse" or labels == "coarse"
@@ -147,7 +151,8 @@ def assemble(train: tuple, test: tuple, args, device: torch.device) -> Data:
         apart = train if whole else evaluated
         mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
         apart.parts = {"old": mask, "new": ~mask}
-    data = Data(train, evaluated, classes.tolist(), "coarse" if coarse_labels else "fine", len(images), fingerprint(images, fine))
+    own = [names[c] for c in classes] if names else classes.tolist()
+    data = Data(train, evaluated, own, "coarse" if coarse_labels else "fine", len(images), fingerprint(images, fine))
     if not len(data.test):
         raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
     if len(data.train) * args.epochs < args.batch_size:

@@ -1,7 +1,9 @@
 """Data sets as arrays: images [N, H, W, 3] uint8, fine [N], coarse [N] of train and of test, read once per process.
 
-Every `read_X(data_dir, size)` returns both splits; `size` is the side to which image files are resized, in pixels.
+Every `read_X(data_dir, size)` returns train, test and, where classes have no fixed numbers, their names; `size` is the side
+to which image files are resized, in pixels.
 """
+import hashlib
 import os
 import pickle
 from contextlib import nullcontext
@@ -16,7 +18,7 @@ from common.imagefiles import classes_below, decoded, files_below
 from common.subsets import rank_in_class
 
 TRAIN_PER_CLASS = 30                                          # of Caltech-101, as in most of its literature
-TEST_SHARE = 0.2                                              # of a folder that has no test set of its own
+TEST_SHARE = 0.2                                              # of a tree that has no test set of its own
 
 
 @lru_cache(maxsize=2)
@@ -80,16 +82,22 @@ def read_caltech101(data_dir: str, size: int) -> tuple:
     """
     root = Path(data_dir) / "caltech101" / "101_ObjectCategories"
     if not root.is_dir():
-        download_caltech101(data_dir, root)
-    files, label = labelled(root, [name for name in classes_below(root) if name != "BACKGROUND_Google"])
+        with lock(Path(data_dir) / ".caltech101.lock", wait=True):
+            download_caltech101(data_dir, root)
+    names = [name for name in classes_below(root) if name != "BACKGROUND_Google"]
+    if len(names) != 101:
+        print(f"warning: {root} holds {len(names)} categories, Caltech-101 has 101: unpack it again if you did not choose them.")
+    files, label = labelled(root, names)
     place = rank_in_class(label, np.arange(len(label))) * np.bincount(label)[label] + 0.5       # .5, 1.5, ... within its class
-    return arrays(root, files, label, place < TRAIN_PER_CLASS, size), arrays(root, files, label, place > TRAIN_PER_CLASS, size)
+    return splits(root, Path(data_dir), names, [(pick(files, mine), label[mine]) for mine in (
+        place < TRAIN_PER_CLASS, place > TRAIN_PER_CLASS)], size)
 
 
 def download_caltech101(data_dir: str, root: Path) -> None:
     from torchvision.datasets import Caltech101
     try:
-        Caltech101(data_dir, download=True)
+        if not root.is_dir():                                 # while this process waited
+            Caltech101(data_dir, download=True)
     except Exception as error:                                # of the network, of archives
         raise Refused(f"Caltech-101 is not in {root}, and its download failed ({error}). Unpack 101_ObjectCategories.tar.gz from "
                       f"https://data.caltech.edu/records/mzrjq-6wc02 into {root.parent}, or name the folder that holds "
@@ -98,23 +106,26 @@ def download_caltech101(data_dir: str, root: Path) -> None:
 
 @lru_cache(maxsize=1)
 def read_folder(data_dir: str, size: int) -> tuple:
-    """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*`, or one tree of `CLASS/*`.
+    """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*` (or `val`), or one tree.
 
-    Of one tree a fifth of every class becomes the test set, by an order that depends on the file names alone.
+    Of one tree `CLASS/*` about a fifth becomes the test set, by a hash of each file's name, so that more images do not move
+    those that were there.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise Refused(f"--data-dir {root} is no folder. It should hold train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg.")
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        names, others = classes_below(root / "train"), classes_below(root / "test")
-        for lacking, split in ((sorted(set(others) - set(names)), "train"), (sorted(set(names) - set(others)), "test")):
-            if lacking:
-                print(f"warning: {split}/ lacks {len(lacking)} classes of the other split: {', '.join(lacking)}."
-                      + (" Their test images are left out." if split == "train" else ""))
-        return tuple(arrays(root, *labelled(root / split, names), None, size) for split in ("train", "test"))
-    files, label = labelled(root, classes_below(root))
-    held = rank_in_class(label, np.arange(len(label))) >= 1 - TEST_SHARE
-    return arrays(root, files, label, ~held, size), arrays(root, files, label, held, size)
+    if (root / "train").is_dir():
+        test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if test is None:
+            raise Refused(f"{root} holds train/ but neither test/ nor val/. Name --data-dir {root / 'train'} to take a fifth of "
+                          "that as test set.")
+        names = sorted({*classes_below(root / "train"), *classes_below(test)})
+        return splits(root, root, names, [labelled(tree, names) for tree in (root / "train", test)], size)
+    names = classes_below(root)
+    files, label = labelled(root, names)
+    number = [int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) / 16 ** 8 for path in files]
+    held = np.array(number) < TEST_SHARE
+    return splits(root, root.resolve().parent, names, [(pick(files, mine), label[mine]) for mine in (~held, held)], size)
 
 
 def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
@@ -131,12 +142,33 @@ def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
     return [path for path, _ in found], np.array([label for _, label in found])
 
 
-def arrays(root: Path, files: list[Path], label: np.ndarray, mine: np.ndarray | None, size: int) -> tuple:
-    """One split: of the files where `mine` [n] is true, or of all, those that can be read. `root` keeps the decoded array."""
-    index = np.arange(len(files)) if mine is None else np.flatnonzero(mine)
-    if not len(index):
-        raise Refused(f"{root} has too few images of every class for a test set of its own ({len(files)} in all): five of one at "
-                      "least, or train/ and test/ folders.")
-    images, readable = decoded([files[i] for i in index], size, root)
-    target = label[index][readable]
-    return images, target, target
+def pick(files: list[Path], mine: np.ndarray) -> list[Path]:
+    return [files[i] for i in np.flatnonzero(mine)]
+
+
+def splits(root: Path, cache: Path, names: list[str], found: list[tuple[list[Path], np.ndarray]], size: int) -> tuple:
+    """Train and test of their files and classes, and the names of the classes; what one split lacks is said.
+
+    Only classes that have training images count, and test images of others are left out.
+    """
+    (images, target), (test_images, test_target) = (decode_split(root, cache, files, label, size) for files, label in found)
+    kept = np.unique(target)
+    lacking = sorted({names[c] for c in np.setdiff1d(test_target, kept)})
+    if lacking:
+        print(f"warning: {len(lacking)} classes have no training image, their test images are left out: {', '.join(lacking)}.")
+        known = np.isin(test_target, kept)
+        test_images, test_target = test_images[known], test_target[known]
+    unseen = sorted(names[c] for c in np.setdiff1d(kept, test_target))
+    if unseen:
+        print(f"warning: {len(unseen)} classes have no test image: {', '.join(unseen)}.")
+    number = {c: i for i, c in enumerate(kept.tolist())}
+    target, test_target = (np.array([number[c] for c in labels.tolist()]) for labels in (target, test_target))
+    return (images, target, target), (test_images, test_target, test_target), [names[c] for c in kept]
+
+
+def decode_split(root: Path, cache: Path, files: list[Path], label: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and classes of the files of one split that can be read."""
+    if not len(files):
+        raise Refused(f"{root} has too few images for a test set of its own: add some, or make train/ and test/ folders.")
+    images, readable = decoded(files, size, root, cache)
+    return images, label[readable]

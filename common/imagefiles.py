@@ -30,10 +30,8 @@ def files_below(folder: Path) -> list[Path]:
 def decode(path: Path, size: int) -> np.ndarray | str:
     """[size, size, 3] uint8: the shorter side becomes `size`, the middle of the longer one is kept; or why it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                   # about odd metadata
-            with Image.open(path) as image:
-                image = image.convert("RGB")                  # from grey, from a palette, from RGBA without its alpha
+        with Image.open(path) as image:
+            image = image.convert("RGB")                      # from grey, from a palette, from RGBA without its alpha
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
@@ -43,22 +41,23 @@ def decode(path: Path, size: int) -> np.ndarray | str:
         return f"{type(error).__name__}: {error}"
 
 
-def decoded(files: Sequence[Path], size: int, root: Path) -> tuple[np.ndarray, np.ndarray]:
+def decoded(files: Sequence[Path], size: int, root: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """Memory-mapped images [n, size, size, 3] uint8 of the readable files, and which of `files` they are [n].
 
-    Made once, with a progress bar, in `root`/.decoded or, where that cannot be written, in ~/.cache/encore. Names, sizes and
-    times of the files tell whether it is still theirs. Unreadable files are named and left out.
+    Made once, with a progress bar, in `cache`/.decoded or, where that cannot be written, in ~/.cache/encore. Sizes, times and
+    names of the files below `root` tell whether it is still theirs. Unreadable files are named and left out.
 
     Raises
         Refused: no file can be read, or the disk is full.
     """
-    stat = [(str(path.relative_to(root)), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    names = [str(path.relative_to(root)) for path in files]
+    stat = [(name, (s := path.stat()).st_size, s.st_mtime_ns) for name, path in zip(names, files, strict=True)]
     key = hashlib.sha256(json.dumps([size, stat]).encode()).hexdigest()[:16]
-    folder = root / ".decoded" if os.access(root, os.W_OK) else Path.home() / ".cache" / "encore"
+    folder = cache / ".decoded" if os.access(cache, os.W_OK) else Path.home() / ".cache" / "encore"
     path, said = folder / f"{key}.npy", folder / f"{key}.json"
     with lock(folder / f"{key}.lock", wait=True):             # one process makes it, the others wait
         if not (path.exists() and said.exists()):
-            write(path, said, files, size)
+            write(path, said, files, names, size)
     bad = read_json(said)["unreadable"]
     if bad:
         shown = "\n".join(f"    {name}: {why}" for name, why in list(bad.items())[:NAMED])
@@ -68,21 +67,25 @@ def decoded(files: Sequence[Path], size: int, root: Path) -> tuple[np.ndarray, n
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise Refused(f"{path} is damaged ({error}): delete it, and it is made again.") from None
-    return images, np.array([i for i, file in enumerate(files) if str(file) not in bad])
+    readable = np.array([i for i, name in enumerate(names) if name not in bad])
+    if len(readable) != len(images):
+        raise Refused(f"{path} does not hold the images that {said.name} says: delete both, and they are made again.")
+    return images, readable
 
 
-def write(path: Path, said: Path, files: Sequence[Path], size: int) -> None:
+def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], size: int) -> None:
     """The array of `decoded`, and which files could not be read."""
     partial, bad, n = path.with_suffix(".partial"), {}, 0
     try:
         table = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
         with open(partial, "r+b") as file:                    # a full disk would end a mapped write with a bus error
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
+            warnings.simplefilter("ignore")                   # about odd metadata
             found = threads.map(lambda file: decode(file, size), files)
-            for file, image in zip(files, tqdm(found, "decoding", len(files), unit="image", disable=None), strict=True):
+            for name, image in zip(names, tqdm(found, "decoding", len(files), unit="image", disable=None), strict=True):
                 if isinstance(image, str):
-                    bad[str(file)] = image
+                    bad[name] = image
                 else:
                     table[n] = image
                     n += 1

@@ -37,7 +37,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """ResNet of depth 6n + 2, its stages `width` times 16, 32, 64 channels wide. All parameters but the head's are the trunk."""
 
-    head_name = "head"
+    head_name, stages = "head", 3
 
     def __init__(self, depth: int, classes: int, width: float = 1):
         super().__init__()

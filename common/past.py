@@ -82,7 +82,8 @@ class PastRun:
         self.config, self.summary = read_config(folder), read_json(folder / "summary.json")
         self.name, theirs = self.config["name"], self.config["args"]
         self.seed, holdout = theirs["seed"], theirs["holdout"]
-        self.task, self.architecture = theirs["task"], theirs["model"]
+        self.task, self.architecture = theirs["task"], models.model_name(theirs["model"])
+        self.image_size = theirs.get("image_size", data.train.size)
         try:
             self.fingerprint, self.classes = self.config["data"]["fingerprint"], self.config["data"]["classes"]
             coarse = theirs.get("labels") == "coarse" or theirs.get("subset", "all").startswith("members")
@@ -125,7 +126,7 @@ class PastRun:
                               "some classes' outputs (README.md, the table of scripts).")
             theirs = {c: i for i, c in enumerate(self.classes)}
             columns = torch.tensor([theirs.get(c, len(self.classes)) for c in self.data.classes], device=device)     # [C]
-        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device, self.data.train.size)
+        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device, self.image_size)
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
         weights = self._read(file, kind)
         self._check({k: w.shape for k, w in model.state_dict().items()}, weights, file)
@@ -176,6 +177,9 @@ class PastRun:
                           f"{self.task}, this run a {self.args.model} for {len(self.data.classes)} {self.data.labels} ones of "
                           f"{self.args.task}: the weights do not fit. Name past runs of the same model and task that "
                           "share classes.")
+        if self.architecture.startswith("tv:") and (self.image_size < 64) != (self.data.train.size < 64):
+            raise Refused(f"past run {self.name} has the {self.architecture} for images of {self.image_size} pixels, whose stem "
+                          f"is another than for {self.data.train.size}: use --image-size {self.image_size}, or its outputs.")
         head = [name for name in mine if name.startswith(model.head_name + ".")]
         expected = {k: w.shape if k not in head else (len(self.classes), *w.shape[1:]) for k, w in mine.items()}
         self._check(expected, theirs, file)

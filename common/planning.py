@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 
 from common.args import folder_name
-from common.plans import FOLDS, Runs, Study, settings
+from common.plans import FOLDS, Runs, Study, settings, studies
 
 RATES, DECAYS = (0.05, 1.6), (5e-5, 5e-3)                     # of a random search, drawn evenly in their logarithms
 
@@ -30,10 +30,11 @@ class Planner:
     def __init__(self, name: str, study: Study):
         self.study, self.results = study, f"results/{name}"
         self.owner = study.past_of or name                    # of the past runs
-        self.above = f"../{study.past_of}/" if study.past_of else ""           # from this study's folder to its
         self.epochs = study.epochs or study.past_epochs       # of budget 1
         self.before: dict[str, list[dict]] = {}               # kind of past runs -> runs
-        if not (study.tuning or study.trials):
+        if study.past_of:
+            self.before = Planner(study.past_of, studies()[study.past_of]).before
+        elif not (study.tuning or study.trials):
             self._add("past", study.past_epochs, lambda fold: study.past_options)
         if any(self._kind(runs) == "folds" for runs in study.runs):
             self._add("folds", study.past_epochs, lambda fold: (
@@ -51,14 +52,15 @@ class Planner:
         return runs.past or ("folds" if runs.script in FOLDS else "past")
 
     def past(self) -> list[dict]:
-        return [run | {"folder": f"{self.above}{kind}/{run['folder']}"} for kind, made in self.before.items() for run in made]
+        above = f"../{self.owner}/" if self.study.past_of else ""
+        return [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in self.before.items() for run in made]
 
     def _command(self, script: str, epochs: float, seed: int, where: str, budget: float, options=(), tag: str = "",
                  kind: str = "past", earlier: list[dict] | None = None) -> dict:
         """A run that reuses all past runs of a kind, or `earlier` runs of the study itself, if its script reuses any."""
         study = self.study
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += settings(*study.settings[budget]) if budget in study.settings else []
+        line += settings(*study.settings[budget]) if study.settings else []     # of every budget, or of none
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         past = []
@@ -81,14 +83,19 @@ class Planner:
         return [self._run(r, budget, seed) for r in self.study.runs for budget in r.budgets for seed in r.seeds]
 
     def generations(self) -> list[dict]:
-        """Chains: the first generation reuses the past runs, each later one the one before it; another seed for each."""
+        """Chains: the first generation reuses the past runs, each later one the one before it; another seed for each.
+
+        A script that reuses nothing has a plain run for each of those seeds, to compare with.
+        """
         chains = []
         for r in self.study.runs:
             for budget in r.budgets:
                 for seed in r.seeds:
                     chain = []
                     for g in range(1, self.study.generations + 1):
-                        chain.append(self._run(r, budget, seed + 1000 * (g - 1), g, tag=f"g{g}", earlier=chain[-1:] or None))
+                        own = r.script == "baselines/scratch"
+                        chain.append(self._run(r, budget, seed + 1000 * (g - 1), 1 if own else g, tag="" if own else f"g{g}",
+                                               earlier=chain[-1:] or None))
                     chains += chain
         return sorted(chains, key=lambda run: run["stage"])
 

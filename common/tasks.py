@@ -27,6 +27,7 @@ class Task:
     stats: Callable
     evaluate: Callable
     defaults: dict                                            # arguments whose default the task sets
+    anybodys: bool = False                                    # whether --data-dir, and not the task's name, says which data
 
 
 def build_classifier(args, data: Data) -> nn.Module:
@@ -88,16 +89,19 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
 
 def load_with(read: Callable) -> Callable:
     """load(args, device) -> Data of a task whose `read(data_dir, size)` returns the arrays of both splits."""
-    return lambda args, device: assemble(*read(args.data_dir, args.image_size), args, device)
+    def load(args, device):
+        train, test, *names = read(args.data_dir, args.image_size)
+        return assemble(train, test, args, device, *names)
+    return load
 
 
 CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output,
                   "stats": classification_stats, "evaluate": evaluate_classifier}
 
 
-def image_files(read: Callable) -> Task:
+def image_files(read: Callable, **options) -> Task:
     """A task of image files, resized to 64 pixels unless asked otherwise."""
-    return Task(read=read, load=load_with(read), **CLASSIFICATION, defaults={
+    return Task(read=read, load=load_with(read), **CLASSIFICATION, **options, defaults={
         "model": "resnet20", "epochs": 30.0, "batch_size": 64, "lr": 0.2, "weight_decay": 5e-4, "image_size": 64})
 
 
@@ -107,5 +111,5 @@ TASKS = {
     "cifar100": Task(read=read_cifar100, load=load_with(read_cifar100), **CLASSIFICATION, defaults={
         "model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4, "image_size": 32}),
     "caltech101": image_files(read_caltech101),
-    "folder": image_files(read_folder),
+    "folder": image_files(read_folder, anybodys=True),
 }

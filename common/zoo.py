@@ -5,6 +5,8 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import StochasticDepth
 
+from common.files import Refused
+
 SMALL = 64                                                    # pixels: below, the stem keeps the image's size
 FEATURES = 3                                                  # as our ResNets have stages
 
@@ -12,38 +14,46 @@ FEATURES = 3                                                  # as our ResNets h
 class Torchvision(nn.Module):
     """Called like `ResNet`: image [B, 3, H, W] -> logits [B, C], with `features=True` also up to three feature maps.
 
-    `head` names the layer whose outputs are the classes; all other parameters are the trunk.
+    `head_name` is the layer whose outputs are the classes; all other parameters are the trunk.
+
+    Raises
+        Refused: the model does not work on images of this size.
     """
 
     def __init__(self, name: str, classes: int, size: int, generator: torch.Generator):
         super().__init__()
         seed = int(torch.randint(2 ** 31, (1,), generator=generator))
-        with torch.random.fork_rng(devices=[]):               # its own initial weights, by the only generator it asks
-            torch.manual_seed(seed)
-            self.net = models.get_model(name, weights=None, num_classes=classes,
-                                        **({"image_size": size} if name.startswith("vit_") else {}))
-            if size < SMALL:
-                small_stem(self.net)
+        options = {"image_size": size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        try:
+            with torch.random.fork_rng(devices=[]):           # its own initial weights, by the only generator it asks
+                torch.manual_seed(seed)
+                self.net = models.get_model(name, weights=None, num_classes=classes, **options)
+                if size < SMALL and not name.startswith("vit_"):
+                    small_stem(self.net)
+            self.nodes = feature_nodes(self.net, torch.zeros(2, 3, size, size))
+        except Exception as error:                            # whatever an architecture does not bear
+            raise Refused(f"tv:{name} does not work on images of {size} pixels ({type(error).__name__}: {str(error)[:100]}): "
+                          "choose another --model, or another --image-size where the task has files.") from None
         for module in self.net.modules():                     # they draw from a generator that no seed and no resume knows
             if isinstance(module, nn.Dropout | StochasticDepth):
                 module.p = 0.0
-        self.head_name = "net." + last_linear(self.net)
+        self.head_name = "net." + [key for key, m in self.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        self.stages = len(self.nodes) - 1
         self.extractor: list[nn.Module] = []                  # a list, so that its modules are not ours a second time
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"extractor": []}              # of a copy's modules, a new one
+        return self.__dict__ | {"extractor": []}              # a copy's own is traced anew
 
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         if not features:
             return self.net(image)
         if not self.extractor:
-            self.extractor.append(with_features(self.net, image))
+            names = {name: str(i) for i, name in enumerate(self.nodes[:-1])} | {self.nodes[-1]: "output"}
+            self.extractor.append(create_feature_extractor(self.net, names))
         found = self.extractor[0].train(self.training)(image)
         return found.pop("output"), list(found.values())
-
-
-def last_linear(net: nn.Module) -> str:
-    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
 def small_stem(net: nn.Module) -> None:
@@ -60,14 +70,12 @@ def small_stem(net: nn.Module) -> None:
 
 
 @torch.no_grad()
-def with_features(net: nn.Module, image: Tensor) -> nn.Module:
-    """image -> {"0": [B, c, h, w], ..., "output": [B, C]}: what the last node of each of the last sizes puts out."""
+def feature_nodes(net: nn.Module, image: Tensor) -> list[str]:
+    """Names of the nodes whose outputs are the features, and of the output: the last node [B, c, h, h] of each of the last h."""
     nodes = get_graph_node_names(net)[1]                      # as traced in eval mode
-    training = net.training
     every = create_feature_extractor(net.eval(), nodes)
-    maps = {name: out.shape[2:] for name, out in every(image[:2]).items()
+    maps = {name: out.shape[2:] for name, out in every(image).items()
             if isinstance(out, Tensor) and out.ndim == 4 and name != nodes[0]}  # but not of the image itself
-    net.train(training)
-    last = {size: name for name, size in maps.items() if size[0] == size[1] > 1}    # the last node of each size
-    chosen = sorted(last.values(), key=nodes.index)[-FEATURES:]
-    return create_feature_extractor(net, {**{name: str(i) for i, name in enumerate(chosen)}, nodes[-1]: "output"})
+    net.train()
+    last = {size: name for name, size in maps.items() if size[0] == size[1] > 1}
+    return [*sorted(last.values(), key=nodes.index)[-FEATURES:], nodes[-1]]

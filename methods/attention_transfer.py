@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from common.args import arguments, weight
 from common.data import train_batches
+from common.files import Refused
 from common.run import Run
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
@@ -48,6 +49,9 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     teacher = run.past(data)[0].model(run.device, features=True)        # frozen, eval mode
+    if teacher.model.stages != model.stages:
+        raise Refused(f"the past run's model has {teacher.model.stages} stages of features, {args.model} has {model.stages}: "
+                      "choose models with equally many, or methods/similarity_kd.py, which needs only the last.")
 
     def attend(model, batch):                                 # one loss per example, and its named parts
         with torch.no_grad():

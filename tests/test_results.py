@@ -13,7 +13,9 @@ from common.past import read_weights
 from common.planning import plan
 from common.plans import studies
 from common.report import read_study, write_readme, write_report
+from common.report.landscape import cheaper
 from common.report.overview import write_overview
+from common.report.words import point_interval
 
 COMMITTED = subprocess.run(["git", "-C", ROOT, "ls-files", "results"], capture_output=True, text=True, check=True).stdout
 STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.endswith("/plan.json")})
@@ -63,19 +65,40 @@ def test_readme_shows_the_report(tmp_path, monkeypatch):
         "run `python -m common.report --readme results/cifar100-mini` and commit"
 
 
-def test_every_number_of_the_findings_stands_in_a_report():
-    known = set()
-    for path in (ROOT / "results").glob("*/report.json"):
-        numbers(json.loads(path.read_text()), known)
-    spoken = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", (ROOT / "results" / "FINDINGS.md").read_text()))
-    assert len(spoken) > 20 and set(spoken) <= known, sorted(set(spoken) - known)
+REPORTS = [path for path in COMMITTED.splitlines() if path.count("/") == 2 and path.endswith("/report.json")]
+
+
+def intervals(row) -> set[str]:
+    """Every comparison of a row as the report prints it."""
+    cells = [cell for cell in row.values() if isinstance(cell, dict) and "reason" in cell and cell["mean"] is not None]
+    return {point_interval(cell) for cell in cells} | ({cheaper(row)} if row.get("cheaper") else set())
+
+
+def test_findings_say_what_the_reports_say():
+    """Each bullet's intervals are those of a method that it names, each other number stands in a report."""
+    known, said = set(), {}
+    for path in REPORTS:
+        report = json.loads((ROOT / path).read_text())
+        numbers(report, known)
+        for row in report["rows"]:
+            said.setdefault(row["method"], set()).update(intervals(row))
+    count = 0
+    for bullet in (ROOT / "results" / "FINDINGS.md").read_text().split("\n- ")[1:]:
+        bullet = " ".join(bullet.split())
+        named = set().union(*(said.get(name, set()) for name in re.findall(r"`([\w-]+)`", bullet)))
+        found = re.findall(r"[+−]?\d+\.\d+ \[[^]]+\]", bullet)
+        assert set(found) <= named, f"{bullet[:60]}: {set(found) - named}"
+        rest = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", bullet))
+        assert set(rest) <= known, f"{bullet[:60]}: {set(rest) - known}"
+        count += len(found)
+    assert count > 10
 
 
 def test_overview_is_of_the_committed_reports(tmp_path):
-    for path in (ROOT / "results").glob("*/report.json"):
-        (tmp_path / path.parent.name).mkdir()
-        shutil.copy(path, tmp_path / path.parent.name)
-    assert write_overview(tmp_path).read_text() == (ROOT / "results" / "REPORT.md").read_text(), \
+    for path in REPORTS:
+        (tmp_path / path).parent.mkdir(parents=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    assert write_overview(tmp_path / "results").read_text() == (ROOT / "results" / "REPORT.md").read_text(), \
         "run `python -m common.report results` and commit"
 
 

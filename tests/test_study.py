@@ -67,7 +67,7 @@ def test_plans_match_the_contract():
         assert [f"--subset not:{k}/5" in r["command"] for k, r in enumerate(folds, 1)] == [True] * len(folds)
         assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
         past = [r for r in made["past"] if r["folder"].split("/")[-5] == "past"]
-        assert [r["seed"] for r in past] == ([] if planned.tuning else list(planned.past_seeds))
+        assert [r["seed"] for r in past] == ([] if planned.tuning or planned.trials else list(planned.past_seeds))
         new = {r["seed"] for r in made["runs"]}
         assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
@@ -103,18 +103,20 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
 
 def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
     small = Study("shapes", "resnet8", 0.4, scenario="generations", recommend=False, past_seeds=(100,), generations=3, runs=(
-        Runs("methods/kd", (1,), (0,)),))
+        Runs("methods/kd", (1,), (0,)), Runs("baselines/scratch", (1,), (0,))))
     made = plan("demo", small)
-    assert [(r["stage"], r["tag"], r["seed"]) for r in made["runs"]] == [(1, "g1", 0), (2, "g2", 1000), (3, "g3", 2000)]
-    assert made["runs"][0]["command"].endswith("--past results/demo/past")
-    assert made["runs"][2]["command"].endswith("--past results/demo/" + made["runs"][1]["folder"])
+    chain = [r for r in made["runs"] if r["method"] == "kd"]
+    assert [(r["stage"], r["tag"], r["seed"]) for r in chain] == [(1, "g1", 0), (2, "g2", 1000), (3, "g3", 2000)]
+    assert chain[0]["command"].endswith("--past results/demo/past")
+    assert chain[2]["command"].endswith("--past results/demo/" + chain[1]["folder"])
+    assert {(r["tag"], r["seed"]) for r in made["runs"] if r["method"] == "scratch"} == {("", 0), ("", 1000), ("", 2000)}
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     study.main(["--jobs", "2"])
     report = json.loads((tmp_path / "results/demo/report.json").read_text())
-    first, second, third = report["rows"]
-    assert (first["method"], third["method"]) == ("kd-g1", "kd-g3") and not report["missing"]
+    first, second, third = (next(row for row in report["rows"] if row["method"] == f"kd-g{g}") for g in (1, 2, 3))
+    assert third["difference"]["values"].keys() == {"2000"} and not report["missing"]
     assert third["sequence_flops"] == second["sequence_flops"] + third["flops"] == first["sequence_flops"] + 2 * third["flops"]
 
 
@@ -155,14 +157,16 @@ def test_regret_by_hand(tmp_path):
     scratch = [trial("a1", 0.3, 100), trial("a2", 0.5, 100), trial("a3", 0.4, 100)]
     reuse = ["a1", trial("b2", 0.4, 50), trial("b3", 0.6, 50)]
     (tmp_path / "plan.json").write_text(json.dumps({
-        "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [], "runs": [], "searches": [
+        "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [],
+        "runs": [{"folder": "b3", "command": "python b3"}], "searches": [
             {"method": "scratch", "budget": 1, "seed": 0, "trials": scratch},
             {"method": "reuse", "budget": 1, "seed": 0, "trials": reuse}]}))
     text = write_report(tmp_path).read_text()
     rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     assert rows["reuse"]["delivered"]["mean"] == 0.6 and rows["reuse"]["regret"]["mean"] == pytest.approx(0.1)
     assert rows["reuse"]["cost_over_scratch"]["mean"] == pytest.approx(2 / 3) and rows["scratch"]["regret"]["mean"] == 0
+    assert rows["scratch"]["cost_over_scratch"]["mean"] == 1
     assert rows["reuse"]["delivered_over_scratch"]["mean"] == pytest.approx(0.1)
     assert "| `reuse` | 1 | 1/1 |" in text and "random searches of 3 trials" in text
     (tmp_path / "b3" / "summary.json").unlink()
-    assert "1 trials are missing" in write_report(tmp_path).read_text()
+    assert "| not finished | `python b3` |" in write_report(tmp_path).read_text()

@@ -55,7 +55,7 @@ def test_small_images_keep_their_size_in_the_stem():
     assert made("tv:resnet18").net.conv1.stride == (1, 1) and made("tv:resnet18", size=64).net.conv1.stride == (2, 2)
 
 
-def test_a_torchvision_model_learns_from_our_resnet_and_goes_on_exactly(past, tmp_path):
+def test_a_torchvision_model_learns_from_our_resnet_and_starts_another(past, tmp_path):
     argv = ["--model", "tv:mobilenet_v3_small", "--epochs", 0.4, "--past", past, "--results", tmp_path]
     for script in ("methods/kd", "methods/attention_transfer"):
         folder = run_script(script, *argv)

@@ -187,6 +187,27 @@ def past_runs(past: Sequence[Mapping]) -> dict:
             "seeds": min(len(done), 1), "provenance": provenance(done)}
 
 
+def sequences(runs: Sequence[dict]) -> None:
+    """Adds to each run what it cost with all runs before it, whose seconds it was charged, and whether those had another task.
+
+    Past runs come first, then stage after stage. What a run was charged as preparation is in its own FLOPs already.
+    """
+    made: dict[str, dict] = {}
+    for run in runs:
+        run |= {"sequence_flops": None, "charged": [], "foreign": False}
+        if not run["summary"]:
+            continue
+        used = run["summary"].get("past", [])
+        run["charged"] = [made[name]["config"] for name in used if name in made and kind(made[name]) == "folds"]
+        run["foreign"] = any(made[name]["summary"]["task"] != run["summary"]["task"] for name in used if name in made)
+        run["before"] = {name for name in used if name not in made or kind(made[name]) != "folds"}
+        run["before"] |= {name for other in used if other in made for name in made[other]["before"]}
+        if run["before"] <= made.keys():
+            run["sequence_flops"] = sum(sum(one["summary"]["flops"].values())
+                                        for one in (run, *(made[name] for name in sorted(run["before"]))))
+        made[run["config"].get("name", run["folder"])] = run
+
+
 def kind(run: Mapping) -> str:
     """Of a past run: "past"; "folds", one method's preparation, made without a part of the data; "trunks", of another task."""
     return next((name for name in ("folds", "trunks") if name in run["folder"].split("/")), "past")
@@ -227,16 +248,8 @@ def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
 def aggregate(study: Mapping) -> dict:
     """report.json of a study read by `common.report.read_study`."""
     plan, groups = study["plan"], {}
-    spent: dict[str, float] = {}                              # of a run and all before it; past runs come first, then stages
-    for run in study["past"] + study["runs"]:
-        before = run["summary"].get("past", ()) if run["summary"] else (None,)
-        if all(name in spent for name in before):
-            spent[run["config"].get("name", run["folder"])] = sum(run["summary"]["flops"].values()) + sum(map(spent.get, before))
-    folds = {run["config"].get("name"): run["config"] for run in study["past"] if run["summary"] and kind(run) == "folds"}
+    sequences(study["past"] + study["runs"])
     for run in study["runs"]:
-        used = run["summary"].get("past", []) if run["summary"] else []
-        run["sequence_flops"] = spent.get(run["config"].get("name", run["folder"])) if run["summary"] else None
-        run["charged"] = [folds[name] for name in used if name in folds]
         groups.setdefault(run["label"], {}).setdefault(run["budget"], []).append(run)
     methods = {label: [one_row(label, budget, by_budget[budget]) for budget in sorted(by_budget)]
                for label, by_budget in groups.items()}
@@ -251,7 +264,8 @@ def aggregate(study: Mapping) -> dict:
     for label, own in methods.items():
         add_intervals(own)
         timed = timed_alike([*own, *scratch])
-        gained = plan["scenario"] == "same" and any("weights" in row["reused"] for row in own)
+        gained = plan["scenario"] == "same" and any("weights" in row["reused"] for row in own) and not any(
+            run["foreign"] for runs in groups[label].values() for run in runs)
         for name, reference in references(label, gained, timed, methods).items():
             for row, cell in zip(own, compare(own, reference), strict=True):
                 row[name] = cell

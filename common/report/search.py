@@ -16,6 +16,7 @@ RULES = """\
 - **Delivered** is the held-out accuracy of its best trial, the model that one would take.
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best accuracy in scratch's own search
   of that seed, less scratch's accuracy with them. Reuse makes later trials look better whatever their settings are.
+- Scratch's search is the one at its **largest budget**, what one would do without reuse.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
 
 
@@ -26,6 +27,12 @@ def read_trial(folder: Path) -> dict | None:
     summary = read_json(folder / "summary.json")
     return {"accuracy": summary["test"]["accuracy"], "flops": sum(summary["flops"].values()), "summary": summary,
             "config": read_json(folder / "config.json")}
+
+
+def state(folder: Path) -> str:
+    """Of a trial that is not finished."""
+    failed = folder / "failed.json"
+    return f"failed: {str(read_json(failed).get('message'))[:200]}" if failed.exists() else "not finished"
 
 
 def one_search(trials: list[dict], scratch: list[dict]) -> dict:
@@ -52,7 +59,7 @@ def aggregate(root: Path, plan: Mapping) -> dict:
         groups.setdefault((search["method"], search["budget"]), {})[search["seed"]] = [read[f] for f in search["trials"]]
     rows = []
     for (method, share), searches in groups.items():
-        scratch = groups.get(("scratch", share), {})
+        scratch = groups.get(max((key for key in groups if key[0] == "scratch"), default=None), {})
         done = {seed: one_search(trials, scratch[seed]) for seed, trials in searches.items()
                 if seed in scratch and None not in trials and None not in scratch[seed]}
         other = {seed: one_search(scratch[seed], scratch[seed]) for seed in done}
@@ -65,7 +72,8 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                      "provenance": provenance([trial for seed in done for trial in searches[seed]])})
     return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"], "rows": rows,
             "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
-            "missing": sorted(folder for folder, trial in read.items() if trial is None)}
+            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                        if read.get(run["folder"]) is None]}
 
 
 def markdown(report: Mapping) -> str:
@@ -82,7 +90,11 @@ def markdown(report: Mapping) -> str:
                   "over scratch's, points", "Regret, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
-    gone = f" {len(report['missing'])} trials are missing, and no search that lacks one is counted." if report["missing"] else ""
+    gone = ""
+    if report["missing"]:
+        gone = f" {len(report['missing'])} trials are missing, and no search that lacks one is counted."
+        text += "\n\n## Missing trials\n\n" + table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in
+                                                                       report["missing"]], text=("Command",))
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
             f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES}\n")
 
