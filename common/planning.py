@@ -33,7 +33,9 @@ class Planner:
         self.epochs = study.epochs or study.past_epochs       # of budget 1
         self.before: dict[str, list[dict]] = {}               # kind of past runs -> runs
         if study.past_of:
-            self.before = Planner(study.past_of, studies()[study.past_of]).before
+            used = {"past", *map(self._kind, study.runs)}
+            theirs = Planner(study.past_of, studies()[study.past_of]).before
+            self.before = {kind: made for kind, made in theirs.items() if kind in used}
         elif not (study.tuning or study.trials):
             self._add("past", study.past_epochs, lambda fold: study.past_options)
         if any(self._kind(runs) == "folds" for runs in study.runs):

@@ -56,25 +56,16 @@ def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...]) -
                  for lr in rates for decay in decays)
 
 
-THREE = (0, 1, 2)
+THREE, FRESH = (0, 1, 2), (10, 11, 12, 13, 14)
 # Best of cifar100-mini-tuning.
 MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
-# Ways to use a script that its paper, or its control, sets beside its default.
-VARIANTS = (
-    ("methods/partial_kd", "early", ("--share", "1", "--until", "0.5")),
-    ("methods/partial_kd", "annealed", ("--share", "1", "--until", "0.5", "--anneal")),
-    ("methods/cached_kd", "control", ("--alpha", "0")),
-    ("methods/born_again", "cwtm", ("--term", "cwtm")),
-    ("methods/born_again", "dkpp", ("--term", "dkpp")),
-    ("methods/weight_average", "match", ("--match",)))
 
 
 def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) -> tuple[Runs, ...]:
-    """Every script that is not among `besides`, then the variants, at one budget."""
+    """Every script that is not among `besides`, at one budget; last those that need past runs of their own."""
     others = [script for script in every_script() if script not in {runs.script for runs in besides}]
-    return (*(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS)),
-            *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
+    return tuple(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS))
 
 
 # scenario -> arguments of its past runs and of its new ones, and the scripts that refuse there (README's table of scripts)
@@ -144,6 +135,11 @@ def studies() -> dict[str, Study]:
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
+        # what the screening calls strongest, again on seeds that nobody has looked at
+        "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=MINI, past_of="cifar100-mini", runs=(
+            Runs("baselines/scratch", (0.25, 0.5, 1, 2), FRESH),
+            *(Runs(script, quarter, FRESH) for script in (
+                "methods/dkd", "methods/attention_transfer", "methods/similarity_kd", "methods/curriculum")))),
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
