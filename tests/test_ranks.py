@@ -119,7 +119,7 @@ def test_two_ranks_leave_what_one_process_leaves(script, reuse, tmp_path):
     folder = tmp_path / "two" / alone.relative_to(tmp_path / "one")
     one, two = (json.loads((f / "summary.json").read_text()) for f in (alone, folder))
     assert (one["steps"], one["examples"]) == (two["steps"], two["examples"])
-    assert one["flops"]["training"] == two["flops"]["training"]
+    assert one["flops"]["training"] == two["flops"]["training"] or script == "methods/similarity_kd"    # pairs within a rank
     assert {path.name for path in alone.iterdir()} == {path.name for path in folder.iterdir()}
     if script != "methods/rho_loss":                          # what it keeps depends on the weights
         with np.load(alone / "examples.npz") as first, np.load(folder / "examples.npz") as second:

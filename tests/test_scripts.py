@@ -69,7 +69,7 @@ def test_two_epochs_leave_the_contract(script, reuse, tmp_path):
     assert steps == [0, 10, 20] or script in SHORTER and 0 < steps[1] < steps[2] < 20       # 320 examples, batches of 32
     assert table[0]["flops"] == summary["flops"]["preparation"] and table[1]["flops"] > table[0]["flops"]
     assert summary["test"]["accuracy"] == table[-1]["test/accuracy"] and summary["flops"]["training"] > 0
-    assert summary["seconds"]["counted"] >= table[-1]["seconds"] > table[1]["seconds"] > 0
+    assert summary["seconds"]["counted"] + 1e-4 > table[-1]["seconds"] > table[1]["seconds"] > 0            # rows are rounded
     with np.load(folder / "examples.npz", allow_pickle=False) as examples:
         assert {"loss", "correct", "el2n"} <= set(examples.files)
         assert examples["loss"].shape == (2, 320) and examples["loss"].dtype == np.float16
