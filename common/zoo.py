@@ -22,13 +22,12 @@ class Torchvision(nn.Module):
 
     def __init__(self, name: str, classes: int, size: int, generator: torch.Generator):
         super().__init__()
-        seed = int(torch.randint(2 ** 31, (1,), generator=generator))
         options = {"image_size": size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}
         try:
-            with torch.random.fork_rng(devices=[]):           # its own initial weights, by the only generator it asks
-                torch.manual_seed(seed)
+            with torch.random.fork_rng(devices=[]):           # its constructor asks the default generator alone: lend it ours
+                torch.set_rng_state(generator.get_state())
                 self.net = models.get_model(name, weights=None, num_classes=classes, **options)
                 if size < SMALL and not name.startswith("vit_"):
                     small_stem(self.net)
