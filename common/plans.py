@@ -62,10 +62,21 @@ MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 
 
+# what a script can do besides its defaults
+VARIANTS = (
+    ("methods/partial_kd", "early", ("--share", "1", "--until", "0.5")),
+    ("methods/partial_kd", "annealed", ("--share", "1", "--until", "0.5", "--anneal")),
+    ("methods/cached_kd", "control", ("--alpha", "0")),
+    ("methods/born_again", "cwtm", ("--term", "cwtm")),
+    ("methods/born_again", "dkpp", ("--term", "dkpp")),
+    ("methods/weight_average", "match", ("--match",)))
+
+
 def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) -> tuple[Runs, ...]:
-    """Every script that is not among `besides`, at one budget; last those that need past runs of their own."""
+    """Every script that is not among `besides`, then the variants, at one budget; those that need folds come before these."""
     others = [script for script in every_script() if script not in {runs.script for runs in besides}]
-    return tuple(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS))
+    return (*(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS)),
+            *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 
 # scenario -> arguments of its past runs and of its new ones, and the scripts that refuse there (README's table of scripts)
@@ -135,11 +146,11 @@ def studies() -> dict[str, Study]:
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8), (2e-4,)), *tuning(2, (0.8,), (5e-4,)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
-        # what the screening calls strongest, again on seeds that nobody has looked at
-        "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=MINI, past_of="cifar100-mini", runs=(
-            Runs("baselines/scratch", (0.25, 0.5, 1, 2), FRESH),
-            *(Runs(script, quarter, FRESH) for script in (
-                "methods/dkd", "methods/attention_transfer", "methods/similarity_kd", "methods/curriculum")))),
+        # what the screening calls strongest, again on seeds that nobody has looked at; a seed at a time
+        "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=MINI, past_of="cifar100-mini", runs=tuple(
+            Runs(script, budgets, (seed,)) for seed in FRESH for script, budgets in (
+                ("baselines/scratch", (0.25, 0.5, 1, 2)), ("methods/dkd", quarter), ("methods/attention_transfer", quarter),
+                ("methods/similarity_kd", quarter), ("methods/curriculum", quarter)))),
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
