@@ -21,7 +21,7 @@ from common.tasks import TASKS
 
 
 def parser():
-    parser = arguments(__file__, __doc__)
+    parser = arguments(__file__, __doc__, predicts=["classes", "pixels"])
     parser.add_argument("--smoothing", type=share, default=0.1, help="share of the target (0..1) spread over all classes")
     return parser
 

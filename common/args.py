@@ -3,6 +3,7 @@ import argparse
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -10,12 +11,14 @@ import torch
 from common.files import Refused
 from common.models import model_name
 from common.past import find_runs, read_config
+from common.splits import sides
 from common.tasks import TASKS
 
 INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay", "image_size")
 # Where a run is made, on what, and what of it is looked at, does not make it another run; task ... seed stand in the
 # folder's name already.
 PLACE = ("data_dir", "results", "device", "compile", "slim", "force", "parts")
+PREDICTS = ("classes", "pixels", "boxes")
 AUGMENT, LABELS = ("crop-flip", "none"), ("fine", "coarse")
 NAMED = ("task", "model", "method", "tag", "epochs", "seed")
 
@@ -52,6 +55,14 @@ def weight(text: str) -> float:
     return value
 
 
+def image_size(text: str) -> int | str:
+    """argparse type: pixels of a side, or height and width as in 128x160."""
+    height, width = sides(text)
+    if not all(8 <= side <= 1024 for side in (height, width)):
+        raise argparse.ArgumentTypeError(f"must be from 8 to 1024 pixels, got {text}")
+    return height if height == width else f"{height}x{width}"
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the docstring's lines, prints each default."""
 
@@ -71,19 +82,27 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def arguments(file: str, doc: str, past: bool = False) -> Parser:
+def by_task(name: str) -> str:
+    """Defaults of an argument: "0.2 for shapes, shapes-seg, 0.3 for cifar100"."""
+    tasks: dict[str, list[str]] = {}
+    for task, record in TASKS.items():
+        value = record.defaults[name]
+        tasks.setdefault(f"{value:g}" if isinstance(value, float) else str(value), []).append(task)
+    return ", ".join(f"{value} for {', '.join(names)}" for value, names in tasks.items())
+
+
+def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str] = PREDICTS) -> Parser:
     """A parser with the shared arguments; the script adds its own.
 
     Args
         file: the script's `__file__`; its stem is the method's name.
         past: whether the script reuses past runs, and refuses to start without --past.
+        predicts: what a task may predict for the script to make sense: "classes" of images, "pixels", "boxes".
     """
-    per_task = {name: ", ".join(f"{task.defaults[name]:g} for {key}" if name != "model" else
-                                f"{task.defaults[name]} for {key}" for key, task in TASKS.items())
-                for name in next(iter(TASKS.values())).defaults}
+    per_task = {name: by_task(name) for name in next(iter(TASKS.values())).defaults}
     inherited = "default: that of --past, else "
     parser = Parser(description=doc, formatter_class=Formatter)
-    parser.set_defaults(method=Path(file).stem, needs_past=past)
+    parser.set_defaults(method=Path(file).stem, needs_past=past, predicts=tuple(predicts))
     add = parser.add_argument
 
     def own(*names, help, **kwargs):                          # a default that depends on the task or on --past
@@ -106,8 +125,9 @@ def arguments(file: str, doc: str, past: bool = False) -> Parser:
     own("--augment", choices=AUGMENT, help="pad 4 pixels, crop, flip; or nothing "
         f"({inherited}crop-flip)")
     own("--labels", choices=LABELS, help=f"classes or superclasses ({inherited}fine)")
-    own("--image-size", type=int, metavar="PIXELS", help="side to which image files are resized once, the middle of the longer "
-        f"side kept ({inherited}{per_task['image_size']})")
+    own("--image-size", type=image_size, metavar="PIXELS", help="side to which image files are resized once, the middle of the "
+        "longer side kept; where pixels or boxes are predicted, height x width as in 128x160, the whole image "
+        f"({inherited}{per_task['image_size']})")
     add("--subset", default="all", metavar="TEXT", help="class-balanced part of the training set: all, half, share:0.2, "
         "not:3/5, classes:80, members:3/5")
     add("--parts", default="", metavar="TEXT", help="score apart what --subset TEXT would keep, as old, and the rest, as new: "
@@ -153,12 +173,17 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         args.data_dir = inherited["data_dir"] = theirs.get("data_dir", args.data_dir)
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
+    if (kind := TASKS[args.task].predicts) not in args.predicts:
+        able = ", ".join(name for name, task in TASKS.items() if task.predicts in args.predicts)
+        raise Refused(f"{args.method} needs a task that predicts {' or '.join(args.predicts)}, and --task {args.task} predicts "
+                      f"{kind}: choose another method, or --task {able}.")
     model_name(args.model)                                    # a past run's may be unknown here
     for name, fits, must in (("epochs", args.epochs > 0, "be above 0"), ("batch_size", args.batch_size > 1, "be above 1"),
                              ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
                              ("holdout", 0 <= args.holdout < 1, "be at least 0 and below 1"),
                              ("seed", args.seed >= 0, "be 0 or more"),
-                             ("image_size", args.image_size in range(8, 1025), "be a whole number from 8 to 1024"),
+                             ("image_size", isinstance(args.image_size, int) or TASKS[args.task].predicts != "classes",
+                              "be one number: images to be classified are square"),
                              ("labels", args.labels in LABELS, f"be one of {', '.join(LABELS)}"),
                              ("augment", args.augment in AUGMENT, f"be one of {', '.join(AUGMENT)}"),
                              ("tag", all(c.isalnum() or c in "_.-" for c in args.tag), "have letters, digits, '.', '_', '-'")):
@@ -189,7 +214,7 @@ def defaults(task: str) -> dict:
 
 def recorded(args: argparse.Namespace, past: list[str]) -> dict:
     """What config.json keeps: every argument, past runs by their names."""
-    hidden = ("past_folders", "inherited", "needs_past", "own_defaults")
+    hidden = ("past_folders", "inherited", "needs_past", "own_defaults", "predicts")
     return {k: v for k, v in sorted(vars(args).items()) if k not in hidden} | {"past": past}
 
 

@@ -1,12 +1,10 @@
 """A data set that lives on the device as uint8, and batches whose order and views are functions of (seed, epoch).
 
 Example indices are global: they count in the whole training set, whatever --subset or --holdout keep of it, so that
-statistics of one run can be looked up by another. A view is the number of one augmentation, `(flip * 9 + y) * 9 + x`
-for `crop-flip` (pad 4, crop back, flip): 162 of them.
+statistics of one run can be looked up by another.
 """
 import zlib
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +14,9 @@ from torch import Tensor
 from common import ranks
 from common.amp import amp_dtype
 from common.files import Refused
-from common.machine import free_memory
 from common.seeding import generator
+from common.splits import CENTER, VIEWS, Split
 from common.subsets import parts, rank_in_class, subset
-
-PAD = 4
-SHIFTS = 2 * PAD + 1
-VIEWS = 2 * SHIFTS * SHIFTS
-CENTER = PAD * SHIFTS + PAD                                   # the view that changes nothing
 
 
 @dataclass
@@ -31,62 +24,10 @@ class Batch:
     """B examples of a step."""
 
     image: Tensor                                             # [B, 3, H, W] float32, normalised, channels-last
-    target: Tensor                                            # [B] class
+    target: Tensor                                            # [B] class, or what the task's split has for it
     index: Tensor                                             # [B] global example index
     view: Tensor                                              # [B] which augmentation, or which column of `views`
     weight: Tensor                                            # [B] factor on the example's loss, 1 unless asked
-
-
-def pad(images: np.ndarray) -> Tensor:
-    """[n, H, W, 3] -> [n, H+8, W+8, 3], black around, as torchvision's RandomCrop pads."""
-    return torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
-
-
-def fits(images: np.ndarray, device: torch.device) -> bool:
-    """Whether the images take at most half of the device's free memory."""
-    return not isinstance(images, np.memmap) or 2 * images.nbytes * (1 + 2 * PAD / images.shape[1]) ** 2 < free_memory(device)
-
-
-class Split:
-    """One half of a data set on the device: all images, of which `index` are in use."""
-
-    def __init__(self, images: np.ndarray, target: np.ndarray, index: np.ndarray, mean: Tensor, std: Tensor,
-                 device: torch.device, amp: torch.dtype | None, augment: str = "none"):
-        """images [N, H, W, 3] uint8; target [N] class, -1 where not in use; index [n] the examples in use, sorted."""
-        self.size = images.shape[1]                           # H = W, pixels
-        self.augment = augment
-        # on the device, padded, [N * (H+8) * (W+8), 3]; or images [N, H, W, 3] on disk, where they do not fit
-        self.pixels = pad(images).to(device).view(-1, 3) if fits(images, device) else None
-        self.disk = images
-        self.target = torch.from_numpy(target.astype(np.int64)).to(device)      # [N]
-        self.index = torch.from_numpy(index.astype(np.int64))                   # [n] on the CPU, where order is made
-        self.mean, self.std = mean.to(device), std.to(device)                   # [3] in 0..255
-        self.grid = torch.arange(self.size, device=device)                      # [H]
-        self.parts: dict[str, Tensor] = {}                                      # name -> [N] bool, which are scored apart
-        self.device, self.amp = device, amp
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def only(self, mask: Tensor) -> "Split":
-        """The same split with fewer examples in use: those where mask [N] is true."""
-        fewer = copy(self)
-        fewer.index = self.index[mask.cpu()[self.index]]
-        return fewer
-
-    def images(self, index: Tensor, view: Tensor) -> Tensor:
-        """Augmented and normalised images [B, 3, H, W] of examples `index` [B] under `view` [B] (0..161)."""
-        side = self.size + 2 * PAD
-        flip, y, x = view // SHIFTS ** 2, view // SHIFTS % SHIFTS, view % SHIFTS
-        row = y[:, None] + self.grid                                            # [B, H]
-        column = x[:, None] + torch.where(flip[:, None] == 1, self.grid.flip(0), self.grid)     # [B, W]
-        source = self.pixels
-        if source is None:                                    # read what the batch needs
-            source = pad(self.disk[index.cpu().numpy()]).to(self.device).view(-1, 3)
-            index = torch.arange(len(index), device=self.device)
-        place = (index[:, None, None] * side + row[:, :, None]) * side + column[:, None, :]     # [B, H, W]
-        pixels = source.index_select(0, place.view(-1)).view(*place.shape, 3)
-        return pixels.float().sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)    # channels-last without a copy
 
 
 @dataclass
@@ -120,39 +61,44 @@ def fingerprint(images: np.ndarray, target: np.ndarray) -> str:
     return f"{crc:08x}{zlib.crc32(str(images.shape).encode()):08x}"
 
 
-def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[str] | None = None) -> Data:
+def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[str] | None = None,
+             split: type[Split] = Split) -> Data:
     """Arrays (images [N, H, W, 3] uint8, fine [N], coarse [N]) of both splits -> Data, by --subset, --holdout, --labels.
 
+    A fourth array is what `split` has for targets; then no class is in the way and `names` are those of the task's. Otherwise
     `names` of the classes stand for their numbers where those may change with the data.
     """
-    (images, fine, coarse), (test_images, test_fine, test_coarse) = train, test
+    (images, fine, coarse, *own), (test_images, test_fine, test_coarse, *test_own) = train, test
     keep, test_keep, labels = subset(args.subset, fine, coarse, test_fine)
     coarse_labels = args.labels == "coarse" or labels == "coarse"
-    target, test_target = (coarse, test_coarse) if coarse_labels else (fine, test_fine)
-    classes = np.unique(target[keep])
-    lookup = np.full(int(target.max()) + 1, -1)               # class of the data set -> class of this run
-    lookup[classes] = np.arange(len(classes))
+    if own:
+        (target,), (test_target,), classes = own, test_own, names
+    else:
+        target, test_target = (coarse, test_coarse) if coarse_labels else (fine, test_fine)
+        used = np.unique(target[keep])
+        lookup = np.full(int(max(target.max(), test_target.max())) + 1, -1)     # class of the data set -> class of this run
+        lookup[used] = np.arange(len(used))
+        classes = [names[c] for c in used] if names else used.tolist()
+        target, test_target = lookup[target], lookup[test_target]
     mean, std = channel_moments(images, keep)
 
-    def split(index, images, target, augment):
-        used = np.full(len(target), -1)
-        used[index] = lookup[target[index]]
-        return Split(images, used, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
+    def part(index, images, target, augment):
+        return split(images, target, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
 
     if args.holdout:                                          # of the whole data set, so that no --subset has seen another's
         held = rank_in_class(fine, np.arange(len(fine)))[keep] >= 1 - args.holdout      # [n]
-        evaluated, keep = split(keep[held], images, target, "none"), keep[~held]
+        evaluated, keep = part(keep[held], images, target, "none"), keep[~held]
     else:
-        evaluated = split(test_keep, test_images, test_target, "none")
-    train = split(keep, images, target, args.augment)
+        evaluated = part(test_keep, test_images, test_target, "none")
+    train = part(keep, images, target, args.augment)
     if args.parts:
         in_train, in_test = parts(args.parts, fine, coarse, test_fine)
         whole = bool(in_test.all())                           # then nothing sets test examples apart: training ones do
         apart = train if whole else evaluated
         mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
         apart.parts = {"old": mask, "new": ~mask}
-    own = [names[c] for c in classes] if names else classes.tolist()
-    data = Data(train, evaluated, own, "coarse" if coarse_labels else "fine", len(images), fingerprint(images, fine))
+    data = Data(train, evaluated, classes, "coarse" if coarse_labels else "fine", len(images),
+                fingerprint(images, own[0] if own else fine))
     if not len(data.test):
         raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
     if len(data.train) * args.epochs < args.batch_size:
@@ -170,7 +116,8 @@ def all_batches(split: Split, size: int, view: int | Tensor = CENTER, order: Ten
     """
     for index in (split.index if order is None else order).to(split.device).split(size):
         views = torch.full_like(index, view) if isinstance(view, int) else view[index]
-        yield Batch(split.images(index, views), split.target[index], index, views, torch.ones(len(index), device=split.device))
+        yield Batch(split.images(index, views), split.targets(index, views), index, views,
+                    torch.ones(len(index), device=split.device))
 
 
 def visits(index: Tensor) -> Tensor:
@@ -243,7 +190,7 @@ def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None, wei
         progress = (epoch - 1 + span * rest["done"] / batches) / run.args.epochs
         rest["done"] += 1
         shown = view[at] if views is None else views[index[at], view[at]]
-        yield progress, Batch(split.images(index[at], shown), split.target[index[at]], index[at], view[at], factor[at])
+        yield progress, Batch(split.images(index[at], shown), split.targets(index[at], shown), index[at], view[at], factor[at])
         run.bar.advance(progress)
     run.leftover = {name: rest[name][batches * size:] for name in run.leftover}
     run.rest = None

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from common.files import Refused, read_json, write_atomic
@@ -41,7 +42,8 @@ class TensorBoard:
         table = "\n".join(f"| {name} | {value} |" for name, value in args.items())
         self.writer.add_text("arguments", f"| argument | value |\n|---|---|\n{table}\n\n`{config['command']}`",
                              0, walltime=self.created)
-        for summary in hparams(args, {"test/accuracy": 0, "test/loss": 0}):
+        score = config["data"].get("score", "accuracy")       # runs made before there were other scores do not say
+        for summary in hparams(args, {f"test/{score}": 0, "test/loss": 0}):
             self.writer.file_writer.add_summary(summary, walltime=self.created)
         for row in rows:
             self.add(row)
@@ -54,17 +56,27 @@ class TensorBoard:
                 self.writer.add_scalar(tag, value, row["steps"], walltime=time)
         self.writer.flush()
 
+    def picture(self, path: Path, row: dict) -> None:
+        """Shows the picture of a run's predictions beside its last row."""
+        from PIL import Image  # not every task has any
+
+        self.writer.add_image("predictions", np.asarray(Image.open(path)), row["steps"], self.created + row["seconds"], "HWC")
+
     def close(self) -> None:
         self.writer.close()
 
 
 def rebuild_tensorboard(folder: Path) -> None:
     """Makes `tb/` of a run from its config.json and metrics.jsonl."""
-    TensorBoard(folder, read_json(folder / "config.json"), read_rows(folder)).close()
+    rows = read_rows(folder)
+    board = TensorBoard(folder, read_json(folder / "config.json"), rows)
+    if (folder / "pictures.png").exists() and rows:
+        board.picture(folder / "pictures.png", rows[-1])
+    board.close()
 
 
 class Bar:
-    """Progress of a run on the terminal: examples, images/s, time left, last loss and accuracy; nothing elsewhere."""
+    """Progress of a run on the terminal: examples, images/s, time left, last loss and score; nothing elsewhere."""
 
     def __init__(self, name: str, batch: int, hidden: bool = False):
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
@@ -84,7 +96,8 @@ class Bar:
             self.bar.update(self.batch)
 
     def show(self, row: dict) -> None:
-        shown = {"loss": row.get("train/loss", math.nan), "test accuracy": row.get("test/accuracy", math.nan)}
+        score = next((name for name in row if name.startswith("test/")), "test/accuracy")     # a task's evaluate gives it first
+        shown = {"loss": row.get("train/loss", math.nan), score.replace("/", " "): row.get(score, math.nan)}
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if math.isfinite(v)})
 
     def close(self) -> None:

@@ -58,12 +58,16 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """image [B, 3, H, W] normalised -> logits [B, C]; with `features` also the three stages' outputs [B, c, h, w]."""
+        maps = self.trunk(image)
+        output = self.head(maps[-1].mean((2, 3)))             # [B, C]
+        return (output, maps) if features else output
+
+    def trunk(self, image: Tensor) -> list[Tensor]:
+        """The stages' outputs: [B, 16, H, W], [B, 32, H/2, W/2], [B, 64, H/4, W/4], channels times the width."""
         x = F.relu(self.bn(self.conv(image)), inplace=True)
-        f1 = self.stage1(x)                                   # [B, 16, H, W], times the width
-        f2 = self.stage2(f1)                                  # [B, 32, H/2, W/2]
-        f3 = self.stage3(f2)                                  # [B, 64, H/4, W/4]
-        output = self.head(f3.mean((2, 3)))                   # [B, C]
-        return (output, [f1, f2, f3]) if features else output
+        f1 = self.stage1(x)
+        f2 = self.stage2(f1)
+        return [f1, f2, self.stage3(f2)]
 
 
 def resnet8(classes: int) -> ResNet:
@@ -118,13 +122,24 @@ def build(name: str, classes: int, generator: torch.Generator, device: torch.dev
         from common.zoo import Torchvision
         model = Torchvision(name[3:], classes, size, generator)
     else:
-        depth, _, width = name.removeprefix("resnet").partition("x")
-        model = ResNet(int(depth), classes, float(width or 1))
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            elif isinstance(module, nn.Linear):
-                bound = module.in_features ** -0.5
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        depth, width = depth_and_width(name)
+        model = initialised(ResNet(depth, classes, width), generator)
     return model.to(device, memory_format=torch.channels_last)
+
+
+def depth_and_width(name: str) -> tuple[int, float]:
+    """"resnet56x2" -> 56, 2."""
+    depth, _, width = name.removeprefix("resnet").partition("x")
+    return int(depth), float(width or 1)
+
+
+def initialised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The model with weights drawn anew: convolutions kaiming normal (fan-out), linear layers uniform as PyTorch has them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features ** -0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    return model

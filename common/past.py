@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from common import models, ranks
-from common.data import CENTER
 from common.files import Refused, read_json
 from common.log import read_rows
 from common.seeding import generator
+from common.splits import CENTER, sides
+from common.tasks import TASKS
 from common.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class PastRun:
                               "some classes' outputs (README.md, the table of scripts).")
             theirs = {c: i for i, c in enumerate(self.classes)}
             columns = torch.tensor([theirs.get(c, len(self.classes)) for c in self.data.classes], device=device)     # [C]
-        model = models.build(self.architecture, len(self.classes), generator(0, "placeholder"), device, self.image_size)
+        model = TASKS[self.task].net(self.architecture, len(self.classes), generator(0, "placeholder"), device,
+                                     min(sides(self.image_size)))
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
         weights = self._read(file, kind)
         self._check({k: w.shape for k, w in model.state_dict().items()}, weights, file)
@@ -177,14 +179,14 @@ class PastRun:
                           f"{self.task}, this run a {self.args.model} for {len(self.data.classes)} {self.data.labels} ones of "
                           f"{self.args.task}: the weights do not fit. Name past runs of the same model and task that "
                           "share classes.")
-        if self.architecture.startswith("tv:") and (self.image_size < 64) != (self.data.train.size < 64):
+        if self.architecture.startswith("tv:") and (min(sides(self.image_size)) < 64) != (self.data.train.size < 64):
             raise Refused(f"past run {self.name} has the {self.architecture} for images of {self.image_size} pixels, whose stem "
                           f"is another than for {self.data.train.size}: use --image-size {self.image_size}, or its outputs.")
-        head = [name for name in mine if name.startswith(model.head_name + ".")]
-        expected = {k: w.shape if k not in head else (len(self.classes), *w.shape[1:]) for k, w in mine.items()}
-        self._check(expected, theirs, file)
         if self._same_classes():
+            self._check({k: w.shape for k, w in mine.items()}, theirs, file)
             return theirs
+        head = [name for name in mine if name.startswith(model.head_name + ".")]
+        self._check({k: w.shape if k not in head else (len(self.classes), *w.shape[1:]) for k, w in mine.items()}, theirs, file)
         known = self._known()
         rows, places = ([own.index(c) for c in known] for own in (self.classes, self.data.classes))
         for name in head:

@@ -101,6 +101,33 @@ def demo_of(scenario: str) -> Study:
                  past_seeds=(100, 101), runs=runs)
 
 
+ONLY_CLASSES = {"methods/dkd", "methods/born_again"}          # refuse where pixels or boxes are predicted
+NOT_BOXES = {"baselines/label_smoothing", "methods/schedule_reuse"}
+
+
+def demo_dense(task: str, refuse: set[str]) -> Study:
+    """Every script that works on that task, once, in a few minutes."""
+    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
+    return Study(task, "resnet8", 3, recommend=False, past_seeds=(100, 101), runs=runs)
+
+
+def dense_minis(name: str, task: str, rates: tuple[float, ...]) -> dict[str, Study]:
+    """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning."""
+    shape = {"task": task, "model": "resnet8", "past_epochs": 30}
+    half = (0.5,)
+    return {
+        f"{name}-mini-tuning": Study(**shape, tuning=True, runs=tuple(
+            runs for budget in (0.5, 1) for runs in tuning(budget, rates, (5e-4, 2e-3)))),
+        f"{name}-mini": Study(**shape, runs=(
+            Runs("baselines/scratch", (0.5, 1), THREE), Runs("methods/kd", half, THREE),
+            Runs("methods/ensemble_distill", half, THREE, **SAMPLE), Runs("methods/loss_replay", half, THREE),
+            Runs("methods/partial_kd", half, THREE), Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+        f"{name}-mini-grow": Study(
+            **shape, scenario="grow", past_seeds=(100, 101), past_options=("--subset", "half"), options=("--parts", "half"),
+            runs=(Runs("baselines/scratch", (0.5, 1), THREE), Runs("baselines/warm_start", half, THREE),
+                  Runs("methods/shrink_perturb", half, THREE)))}
+
+
 def demo_sequences() -> dict[str, Study]:
     """Chains and searches with every script that reuses one run of any kind, in a few minutes."""
     scripts = [script for script in every_script()[1:] if script not in FOLDS and script not in NOTHING_REUSED]
@@ -140,6 +167,8 @@ def studies() -> dict[str, Study]:
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
         **{f"demo-{scenario}": demo_of(scenario) for scenario in SCENARIOS},
+        "demo-segmentation": demo_dense("shapes-seg", ONLY_CLASSES),
+        "demo-detection": demo_dense("shapes-det", ONLY_CLASSES | NOT_BOXES),
         **demo_sequences(),
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
             *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
@@ -160,7 +189,8 @@ def studies() -> dict[str, Study]:
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             *(Runs(script, half, THREE) for script in (
                 "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",
-                "methods/partial_kd", "methods/shrink_perturb_kd", "methods/loss_replay")))),
+                "methods/partial_kd", "methods/shrink_perturb_kd", "methods/loss_replay")),
+            Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
         "grow-mini-augment": Study(
             **grow, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
@@ -172,7 +202,8 @@ def studies() -> dict[str, Study]:
                 Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
                 *(Runs(script, half, THREE) for script in (
                     "baselines/warm_start", "methods/shrink_perturb", "methods/kd", "methods/partial_kd",
-                    "methods/attention_transfer", "methods/infobatch")))),
+                    "methods/attention_transfer", "methods/infobatch")),
+                Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
         "caltech101-mini": Study(
             **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
                 Runs("baselines/scratch", (0.5, 1, 2), THREE),
@@ -180,6 +211,8 @@ def studies() -> dict[str, Study]:
                                                              "methods/shrink_perturb")),
                 Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
                 Runs("baselines/warm_start", (0.5,), THREE, ("--part", "trunk"), "trunk", past="trunks"))),
+        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4)),
+        **dense_minis("detection", "bccd", (0.02, 0.05, 0.1)),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", half, THREE),

@@ -19,6 +19,8 @@ from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import keep_memory, versions
 from common.past import PastRun, read_config
+from common.pictures import write_picture
+from common.tasks import TASKS
 
 AGREE = 20                                                    # steps after which ranks ask each other for signals
 CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
@@ -101,6 +103,7 @@ class Run:
         self.data, self.state = data, state
         self.where["data"] = data.fingerprint
         self.config["data"] = {"task": self.args.task, "fingerprint": data.fingerprint, "classes": data.classes,
+                               "score": TASKS[self.args.task].score,
                                "labels": data.labels,
                                "train_examples": len(data.train), "test_examples": len(data.test)}
         for epoch in range(self._restore(), math.ceil(count) + 1):
@@ -227,6 +230,9 @@ class Run:
                 return ranks.end()
             folder.write_weights(self.folder / "final.pt", model, self.args.slim)
             merge(self.folder, self.data.examples, self.args.slim)
+            if picture := TASKS[self.args.task].picture:
+                write_picture(self.folder / "pictures.png", picture(model, self.data.test))
+                self.board.picture(self.folder / "pictures.png", self.rows[-1])
             summary = self._summary(model, counted)
             write_json(self.folder / "summary.json", summary)
         self._close()

@@ -3,23 +3,33 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import models
 from common.amp import autocast
-from common.data import Data, Split, all_batches, assemble
+from common.boxes import BoxSplit, evaluate_detector
+from common.boxfiles import read_bccd, read_shapes_det, read_voc_det
+from common.data import Data, all_batches, assemble
 from common.datasets import read_caltech101, read_cifar100, read_folder, read_shapes
+from common.dense import build_detector, build_segmenter
+from common.detection import detection_distill, detection_loss, detection_mean, detection_stats
+from common.mapfiles import read_camvid, read_shapes_seg, read_voc_seg
+from common.pictures import detected, segmented
 from common.seeding import generator
+from common.segmentation import evaluate_segmenter, pixel_cross_entropy, pixel_distill, pixel_stats
+from common.splits import MapSplit, Split, sides
 
 
 @dataclass(frozen=True)
 class Task:
     """load(args, device) -> Data; build(args, data) -> model; the others are documented where they are defined below."""
 
-    read: Callable
+    read: Callable                                            # (data_dir, image_size) -> arrays, kept for the process
     load: Callable
+    net: Callable                                             # (name, classes, generator, device, pixels of a side) -> model
     build: Callable
     loss: Callable
     distill: Callable
@@ -27,12 +37,17 @@ class Task:
     stats: Callable
     evaluate: Callable
     defaults: dict                                            # arguments whose default the task sets
+    predicts: str = "classes"                                 # of images; "pixels", or "boxes"
+    score: str = "accuracy"                                   # what evaluate returns first, as test/SCORE: more is better
+    picture: Callable | None = None                           # (model, split) -> [h, w, 3] uint8: predictions for a few examples
     anybodys: bool = False                                    # whether --data-dir, and not the task's name, says which data
 
 
-def build_classifier(args, data: Data) -> nn.Module:
-    """The --model with a head of the run's classes; initial weights are a function of --seed."""
-    return models.build(args.model, len(data.classes), generator(args.seed, "weights"), data.train.device, data.train.size)
+def build_with(net: Callable) -> Callable:
+    """build(args, data) of a task: the --model with outputs for the run's classes; initial weights are a function of --seed."""
+    def build(args, data: Data) -> nn.Module:
+        return net(args.model, len(data.classes), generator(args.seed, "weights"), data.train.device, data.train.size)
+    return build
 
 
 def cross_entropy(output: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -87,29 +102,61 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
     return {"test/accuracy": right[used].sum().item() / len(split), "test/loss": loss.item() / len(split)} | apart
 
 
-def load_with(read: Callable) -> Callable:
-    """load(args, device) -> Data of a task whose `read(data_dir, size)` returns the arrays of both splits."""
+def load_with(read: Callable, split: type[Split] = Split) -> Callable:
+    """load(args, device) -> Data of a task whose `read(data_dir, image_size)` returns the arrays of both splits."""
     def load(args, device):
         train, test, *names = read(args.data_dir, args.image_size)
-        return assemble(train, test, args, device, *names)
+        return assemble(train, test, args, device, *names, split=split)
     return load
 
 
-CLASSIFICATION = {"build": build_classifier, "loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output,
-                  "stats": classification_stats, "evaluate": evaluate_classifier}
+def task_of(read: Callable, functions: dict, net: Callable, split: type[Split] = Split, **options) -> Task:
+    return Task(read=read, load=load_with(read, split), net=net, build=build_with(net), **functions, **options)
+
+
+def dense(read: Callable) -> Callable:
+    """A reader (data_dir, --image-size) -> arrays of a task that sets no examples apart by classes: they all have class 0."""
+    def arrays(data_dir, image_size):
+        *both, names = read(data_dir, sides(image_size))
+        return *((images, *np.zeros((2, len(images)), np.int64), target) for images, target in both), names
+    return arrays
+
+
+CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output, "stats": classification_stats,
+           "evaluate": evaluate_classifier}
+PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_output, "stats": pixel_stats,
+          "evaluate": evaluate_segmenter, "picture": segmented, "predicts": "pixels", "score": "miou"}
+BOXES = {"loss": detection_loss, "distill": detection_distill, "mean": detection_mean, "stats": detection_stats,
+         "evaluate": evaluate_detector, "picture": detected, "predicts": "boxes", "score": "map50"}
 
 
 def image_files(read: Callable, **options) -> Task:
     """A task of image files, resized to 64 pixels unless asked otherwise."""
-    return Task(read=read, load=load_with(read), **CLASSIFICATION, **options, defaults={
+    return task_of(read, CLASSES, models.build, **options, defaults={
         "model": "resnet20", "epochs": 30.0, "batch_size": 64, "lr": 0.2, "weight_decay": 5e-4, "image_size": 64})
 
 
+def segmentation(read: Callable, **defaults) -> Task:
+    return task_of(dense(read), PIXELS, build_segmenter, MapSplit, defaults={
+        "model": "resnet8", "epochs": 30.0, "batch_size": 16, "lr": 0.2, "weight_decay": 5e-4} | defaults)
+
+
+def detection(read: Callable, **defaults) -> Task:
+    return task_of(dense(read), BOXES, build_detector, BoxSplit, defaults={
+        "model": "resnet8", "epochs": 30.0, "batch_size": 16, "lr": 0.05, "weight_decay": 5e-4} | defaults)
+
+
 TASKS = {
-    "shapes": Task(read=read_shapes, load=load_with(read_shapes), **CLASSIFICATION, defaults={
+    "shapes": task_of(read_shapes, CLASSES, models.build, defaults={
         "model": "resnet8", "epochs": 3.0, "batch_size": 32, "lr": 0.2, "weight_decay": 5e-4, "image_size": 32}),
-    "cifar100": Task(read=read_cifar100, load=load_with(read_cifar100), **CLASSIFICATION, defaults={
+    "cifar100": task_of(read_cifar100, CLASSES, models.build, defaults={
         "model": "resnet56", "epochs": 40.0, "batch_size": 128, "lr": 0.3, "weight_decay": 5e-4, "image_size": 32}),
     "caltech101": image_files(read_caltech101),
     "folder": image_files(read_folder, anybodys=True),
+    "shapes-seg": segmentation(read_shapes_seg, epochs=3.0, batch_size=32, image_size=32),
+    "camvid": segmentation(read_camvid, image_size="128x160"),
+    "voc-seg": segmentation(read_voc_seg, image_size=128),
+    "shapes-det": detection(read_shapes_det, epochs=3.0, batch_size=32, image_size=32),
+    "bccd": detection(read_bccd, image_size="128x160"),
+    "voc-det": detection(read_voc_det, image_size=128),
 }

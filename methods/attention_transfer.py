@@ -37,8 +37,8 @@ def attention(feature):
 
 def difference(mine, theirs):
     """Mean over the positions of the squared difference of attention [B]; the larger map is averaged down to the smaller."""
-    side = min(mine.shape[-1], theirs.shape[-1])
-    mine, theirs = (f if f.shape[-1] == side else F.adaptive_avg_pool2d(f, side) for f in (mine, theirs))
+    size = min(mine.shape[2:], theirs.shape[2:])
+    mine, theirs = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (mine, theirs))
     return (attention(mine) - attention(theirs)).pow(2).mean(1)
 
 

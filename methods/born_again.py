@@ -26,7 +26,7 @@ from common.tasks import TASKS
 
 
 def parser():
-    parser = arguments(__file__, __doc__, past=True)
+    parser = arguments(__file__, __doc__, past=True, predicts=["classes"])
     parser.add_argument("--term", choices=("ban", "cwtm", "dkpp"), default="ban", help="what to learn from the teacher: its "
                         "probabilities; labels weighted by its confidence; its probabilities, all but the largest permuted")
     parser.add_argument("--alpha", type=weight, default=1.0, help="weight of that term (no unit)")

@@ -42,7 +42,7 @@ def choose(examples, args):
 
 
 def cached_outputs(run, data, views):
-    """[N, V, C] the past run's logits for each example under its `views` [N, V], from disk where that has been paid already."""
+    """[N, V, ...] the past run's outputs for each example under its `views` [N, V], from disk where already paid."""
     past, args = run.past(data)[0], run.args
     teacher = past.model(run.device)                          # frozen, eval mode
 
@@ -55,7 +55,10 @@ def cached_outputs(run, data, views):
     key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
            "labels": args.labels, "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
            "device": run.config["device"]}
-    return cached_table(run, "cache", key, (data.examples, args.views, len(data.classes)), ask)
+    with torch.no_grad():
+        few = next(all_batches(data.train, 2))                # how large an output is
+        shape = teacher(few.image).shape[1:]
+    return cached_table(run, "cache", key, (data.examples, args.views, *shape), ask)
 
 
 def main(args):

@@ -24,7 +24,7 @@ from common.tasks import TASKS
 
 
 def parser():
-    parser = arguments(__file__, __doc__, past=True)
+    parser = arguments(__file__, __doc__, past=True, predicts=["classes"])
     parser.add_argument("--alpha", type=weight, default=1.0, help="weight of the term on the label's class (no unit)")
     parser.add_argument("--beta", type=weight, default=2.0, help="weight of the term on the other classes (no unit)")
     parser.add_argument("--temperature", type=positive, default=4.0, help="divides both models' logits (no unit)")

@@ -74,7 +74,7 @@ def main(args):
             rho = task.loss(model(batch.image), batch.target) - irreducible[batch.index]            # [B]
         at = ranks.own(ranks.everyone(rho).topk(kept).indices)                  # [K] in the batch of all ranks
         index, view = ranks.everyone(batch.index)[at], ranks.everyone(batch.view)[at]               # [K] each
-        target = data.train.target[index]                     # [K]
+        target = data.train.targets(index, view)              # [K]
         output = model(data.train.images(index, view))        # [K, C]
         loss = task.loss(output, target)                      # [K]
         return loss, {"index": index} | task.stats(output, target)

@@ -26,7 +26,7 @@ from common.tasks import TASKS
 
 
 def parser():
-    parser = arguments(__file__, __doc__, past=True)
+    parser = arguments(__file__, __doc__, past=True, predicts=["classes", "pixels"])
     parser.add_argument("--fall", type=share, default=0.1, help="how much of its whole fall (0..1) the past run's train loss "
                         "must have made: the schedule begins at that progress")
     return parser

@@ -37,9 +37,9 @@ def parser():
 
 def neurons(model):
     """Which axes of which tensors number the same neurons: group -> {tensor: axis}. A stage's blocks share their outputs."""
-    if not isinstance(model, ResNet):
-        raise Refused("--match knows the neurons of this repository's ResNets only: choose --model resnet8 ... resnet110, or "
-                      "leave --match out.")
+    if type(model) is not ResNet:                             # those for pixels and boxes are wired otherwise
+        raise Refused("--match knows the neurons of this repository's ResNets for classes only: choose --model resnet8 to "
+                      "resnet110, or leave --match out.")
 
     def norm(name):
         return {f"{name}.{part}": 0 for part in ("weight", "bias", "running_mean", "running_var")}

@@ -8,7 +8,7 @@ import torch
 from conftest import parse, run_script
 from PIL import Image
 
-from common import data, datasets, imagefiles, tasks
+from common import datasets, imagefiles, splits, tasks
 from common.files import Refused
 from common.past import PastRun
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
     args = parse("baselines/scratch", "--task", "folder", "--data-dir", tree, "--image-size", 16, "--batch-size", 4,
                  "--results", tmp_path)
     whole = tasks.TASKS["folder"].load(args, CPU)
-    monkeypatch.setattr(data, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(splits, "free_memory", lambda device: 1000)
     mapped = tasks.TASKS["folder"].load(args, CPU)
     assert whole.train.pixels is not None and mapped.train.pixels is None
     index, view = torch.tensor([3, 0, 11, 3]), torch.tensor([0, 80, 161, 40])

@@ -6,10 +6,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 
 from common.files import Refused
+from common.log import Bar, TensorBoard
 from common.report import main, read_study, scores, write_readme, write_report
 from common.report.aggregate import aggregate
+from common.report.overview import write_overview
 
 # two-sided 95 % quantiles of Student's t from the usual table
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 6: 2.447}
@@ -17,8 +20,11 @@ T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 6: 2.447}
 
 def add(study: Path, method: str, budget: float, seed: int, accuracy: float | None, *, tag="", flops=100.0,
         seconds=50.0, preparation=(0.0, 0.0), reused=(), start=0.01, bytes_kept=0, commit="a" * 40, dirty=False,
-        failed=None):
-    """Plans a run; writes it too, unless accuracy is None. flops and seconds are training's, at budget 1."""
+        failed=None, score="accuracy", picture=None):
+    """Plans a run; writes it too, unless accuracy is None. flops and seconds are training's, at budget 1.
+
+    Runs with another score than accuracy name it, as old runs do not; accuracy is its value.
+    """
     path = study / "plan.json"
     plan = json.loads(path.read_text()) if path.exists() else {
         "study": "tiny", "task": "cifar100", "model": "resnet8", "scenario": "same", "past_epochs": 8,
@@ -42,14 +48,18 @@ def add(study: Path, method: str, budget: float, seed: int, accuracy: float | No
     steps, (prep_flops, prep_seconds) = int(400 * budget), preparation
     (folder / "config.json").write_text(json.dumps({
         "method": method, "args": {"batch_size": 128}, "commit": commit, "dirty": dirty, "versions": {"torch": "2.9"},
-        "device": {"type": "cpu", "name": "Abacus", "threads": 1}, "data": {"fingerprint": "f00"}, "past": []}))
-    rows = [{"epoch": 0, "seconds": prep_seconds, "flops": prep_flops, "test/accuracy": start},
+        "device": {"type": "cpu", "name": "Abacus", "threads": 1}, "past": [],
+        "data": {"fingerprint": "f00"} | ({} if score == "accuracy" else {"score": score})}))
+    if picture is not None:
+        (folder / "pictures.png").write_bytes(picture)
+    rows = [{"epoch": 0, "seconds": prep_seconds, "flops": prep_flops, f"test/{score}": start},
             {"epoch": 1, "seconds": prep_seconds + seconds * budget, "flops": prep_flops + flops * budget,
-             "test/accuracy": accuracy}]
+             f"test/{score}": accuracy}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "summary.json").write_text(json.dumps({
         "method": method, "tag": tag, "epochs": 8 * budget, "seed": seed, "steps": steps, "examples": 128 * steps,
-        "test": {"accuracy": accuracy, "loss": math.nan}, "train": {"correct": 0.45},
+        "test": {score: accuracy} | ({"loss": math.nan} if score == "accuracy" else {"pixel_accuracy": 0.9}),
+        "train": {"correct": 0.45},
         "seconds": {"counted": prep_seconds + seconds * budget, "preparation": prep_seconds},
         "flops": {"training": flops * budget, "preparation": prep_flops}, "reused": list(reused),
         "past_bytes": bytes_kept, "parameters": 78042}))
@@ -519,3 +529,187 @@ def test_tensorboard_rebuilds_every_run(study, monkeypatch, capsys):
     monkeypatch.setattr("common.log.rebuild_tensorboard", rebuilt.append)
     assert main(["--tensorboard", str(study)]) == 0
     assert len(rebuilt) == 10 and study / "past/seed100" in rebuilt and not (study / "REPORT.md").exists()
+
+
+def dense(study: Path, score: str) -> Path:
+    """The study of `study` with another score, and methods whose recommendations speak."""
+    for seed in (100, 101):
+        add(study, "past", 1, seed, 0.45, score=score)
+    fill(study, "scratch", SCRATCH, score=score)
+    fill(study, "fast", {0.25: [0.39, 0.415], 0.5: [0.49, 0.51], 1: [0.59, 0.612]}, reused=["model"], score=score)
+    fill(study, "bad", {0.5: [0.3, 0.32], 1: [0.4, 0.421]}, score=score)
+    fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"], start=0.5, score=score)
+    fill(study, "beyond", {0.5: [0.7, 0.72]}, score=score)                  # scratch never gets there
+    return study
+
+
+NAMES = {"miou": ("mean IoU", "train pixel accuracy", "Train pixels %"),
+         "map50": ("mAP (IoU .5)", "train objects found", "Train objects found %")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_report_calls_the_score_by_its_name(tmp_path, name):
+    noun, train, column = NAMES[name]
+    report = run(dense(tmp_path / "tiny", name))
+    assert report["score"] == name and report["full_accuracy"] == pytest.approx(0.5)
+    assert (report["past"]["runs"][0]["test_accuracy"], row(report, "warm_start", 0.5)["start"]) == (0.45, 0.5)
+    text = (tmp_path / "tiny/REPORT.md").read_text()
+    for said in (f"Full {noun} is **50.0 ± ", f"## Cost to full {noun} (50.0 %)", f"## Cost to full {noun} − 1 point (49.0 %)",
+                 f"## Cost to full {noun} + 1 point (51.0 %)", f"Past runs: {train} 45.0 %", f"| beyond scratch's {noun} |",
+                 f"| {column} | Test {noun} % |", f"on the way to full {noun}: **`fast`**", f"For {noun} at equal FLOPs: **`",
+                 f"Cheaper than scratch at its {noun}, FLOPs", f"- **Full {noun}** is the mean last-epoch test {noun} of"):
+        assert said in text, said
+    # no word of another task is left, file names aside
+    assert "accuracy" not in text.replace("train pixel accuracy", "").lower() and "| Test % |" not in text
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- result -->\n<!-- result -->\n")
+    write_readme(tmp_path / "tiny", readme)
+    for said in (f"| Test {noun} % at budget 1/4 |", f"| Speed-up to full {noun}, FLOPs |", f"![Test {noun} over budget]"):
+        assert said in readme.read_text(), said
+
+
+def test_parts_of_another_score(tmp_path):
+    fill(tmp_path, "scratch", {1: [0.5, 0.5]}, score="miou")
+    for seed in (0, 1):
+        path = tmp_path / f"scratch/e8/seed{seed}/summary.json"
+        summary = json.loads(path.read_text())
+        path.write_text(json.dumps(summary | {"test": summary["test"] | {"miou_old": 0.6, "miou_new": 0.25}}))
+    one = row(run(tmp_path), "scratch", 1)
+    assert (one["test_old"], one["test_new"]) == (0.6, 0.25)
+    assert "| Test mean IoU old % | Test mean IoU new % |" in (tmp_path / "REPORT.md").read_text()
+
+
+def test_a_score_that_is_no_number_is_called_by_its_name(tmp_path):
+    add(tmp_path, "scratch", 1, 0, math.nan, score="miou")
+    assert run(tmp_path)["failed"][0]["message"] == "finished, but its test mean IoU is not a number"
+
+
+@pytest.mark.parametrize("name, noun", [("accuracy", "accuracy"), ("miou", "mean IoU")])
+def test_figures_call_the_score_by_its_name(tmp_path, drawn, monkeypatch, name, noun):
+    figures = {}
+    for module in ("figures", "landscape"):
+        monkeypatch.setattr(f"common.report.{module}.save", lambda figure, path: figures.update({path.stem: figure}))
+    run(dense(tmp_path, name))
+    said = {stem: {text.get_text() for text in figure.findobj(Text)} for stem, figure in figures.items()}
+    assert {f"test {noun}, %", f"full {noun}"} <= said["tradeoff"] and f"test {noun}, %" in said["accuracy_over_cost"]
+    assert {f"to full {noun}", f"to full {noun} − 1 point"} <= said["speedup"]
+    assert f"points of test {noun}" in said["landscape"]
+    line = next(line for line in figures["accuracy_over_cost"].axes[0].get_lines() if line.get_label() == "scratch (2)")
+    assert list(line.get_ydata()) == pytest.approx([1, 60])                 # before training and after it, in percent
+
+
+def test_tuning_table_of_another_score(tmp_path):
+    for seed, value in enumerate((0.397, 0.414)):
+        add(tmp_path, "scratch", 0.5, seed, value, score="miou")
+    runs = json.loads((tmp_path / "plan.json").read_text())["runs"]
+    change_plan(tmp_path, tuning=True, runs=[one | {"command": f"python x --lr 0.{i + 1} --weight-decay 0.001"}
+                                             for i, one in enumerate(runs)])
+    text = write_report(tmp_path).read_text()
+    assert "for each budget by mean IoU on held-out" in text
+    assert "| Held-out mean IoU % | Held-out loss, nats | Train pixel accuracy % |" in text
+    assert "| 0.1 | 0.001 | 39.70 | – | 45.0 |" in text and "| 0.2 | 0.001 | **41.40** | – | 45.0 |" in text
+    table = json.loads((tmp_path / "tuning.json").read_text())
+    assert table["score"] == "miou" and [one["accuracy"] for one in table["rows"]] == [0.397, 0.414]
+
+
+def test_search_of_another_score(tmp_path):
+    for budget, value in ((0.25, 0.3), (0.5, 0.5), (1, 0.4)):
+        add(tmp_path, "scratch", budget, 0, value, score="map50")
+    search = {"method": "scratch", "budget": 1, "seed": 0, "trials": [f"scratch/e{epochs}/seed0" for epochs in (2, 4, 8)]}
+    change_plan(tmp_path, searches=[search])
+    report = run(tmp_path)
+    assert report["score"] == "map50" and report["rows"][0]["delivered"]["mean"] == 0.5
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "**Delivered** is the held-out mAP (IoU .5) of" in text and "accuracy" not in text and "{" not in text
+
+
+def test_a_study_of_several_scores_is_refused(study):
+    add(study, "kd", 1, 0, 0.6, score="miou")
+    with pytest.raises(Refused, match=r"tiny mixes scores \(accuracy in past/seed100 and miou in kd/e8/seed0\)"):
+        write_report(study)
+    for other in ({"tuning": True}, {"searches": [{"method": "kd", "budget": 1, "seed": 0, "trials": [
+            "scratch/e8/seed0", "kd/e8/seed0"]}]}):
+        change_plan(study, tuning=False)
+        change_plan(study, **other)
+        with pytest.raises(Refused, match="mixes scores"):
+            write_report(study)
+
+
+def test_trunks_of_another_task_may_have_another_score(tmp_path):
+    dense(tmp_path, "miou")
+    add(tmp_path, "past", 1, 102, 0.9)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "trunks").mkdir()
+    (tmp_path / "past/seed102").rename(tmp_path / "trunks/seed102")
+    change_plan(tmp_path, past=[*plan["past"][:2], plan["past"][2] | {"folder": "trunks/seed102"}])
+    report = run(tmp_path)
+    assert report["score"] == "miou" and [one["test_accuracy"] for one in report["past"]["runs"]] == [0.45, 0.45]
+
+
+def test_a_score_without_words_is_refused(tmp_path):
+    add(tmp_path, "scratch", 1, 0, 0.5, score="bleu")
+    with pytest.raises(Refused, match="seed0 has the score 'bleu', the report knows accuracy, miou, map50"):
+        write_report(tmp_path)
+
+
+def test_overview_calls_each_study_s_score_by_its_own_name(tmp_path):
+    for name in NAMES:
+        write_report(dense(tmp_path / name, name))
+    text = write_overview(tmp_path).read_text()
+    assert "full mean IoU 50.0 % | train pixel accuracy 45.0 %" in text
+    assert "full mAP (IoU .5) 50.0 % | train objects found 45.0 %" in text
+    assert "| To save compute on the way to full score | For score at equal FLOPs |" in text
+    (tmp_path / "map50/report.json").unlink()
+    assert "| To save compute on the way to full mean IoU | For mean IoU at equal FLOPs |" in write_overview(tmp_path).read_text()
+
+
+def strip(shade: int) -> bytes:
+    return bytes([shade] * 9)                                               # only copied, never decoded
+
+
+def test_pictures_of_scratch_stand_beside_those_of_the_best_method(tmp_path):
+    for budget, seed, shade in ((0.5, 0, 1), (1, 1, 2), (1, 0, 3), (2, 0, 4)):
+        add(tmp_path, "scratch", budget, seed, 0.5, score="miou", picture=strip(shade))
+    for method, budget, seed, value, shade in (
+            ("kd", 1, 0, 0.60, 5), ("kd", 1, 1, 0.62, 6), ("ema", 1, 0, 0.55, 7), ("dkd", 0.5, 0, 0.9, 8),
+            ("no", 1, 0, 0.9, None)):
+        add(tmp_path, method, budget, seed, value, score="miou", picture=None if shade is None else strip(shade))
+    add(tmp_path, "half", 1, 0, 0.95, score="miou", picture=strip(9))
+    add(tmp_path, "half", 1, 1, None)                                       # an incomplete row is not the best
+    report = run(tmp_path)
+    assert report["pictures"] == [{"name": "pictures_scratch", "method": "scratch", "budget": 1, "seed": 0},
+                                  {"name": "pictures_best", "method": "kd", "budget": 1, "seed": 0}]
+    figures = tmp_path / "figures"
+    assert [(figures / f"pictures_{which}.png").read_bytes() for which in ("scratch", "best")] == [strip(3), strip(5)]
+    section = (tmp_path / "REPORT.md").read_text().split("## Pictures")[1].split("\n## ")[0]
+    assert "| ![scratch](figures/pictures_scratch.png) | ![kd](figures/pictures_best.png) |" in section
+    assert "by the run of seed 0, a row each" in section
+    assert "| `scratch`, budget 1: 50.0 ± " in section and "| `kd`, budget 1: 61.0 ± " in section
+    assert "`kd` has the highest of the methods with pictures at this budget." in section and "<sub>Abacus" in section
+    # without pictures at scratch's budget, the highest of the rest; without any at all, no section and no old files
+    for path in tmp_path.glob("[kehn]*/e8/*/pictures.png"):
+        path.unlink()
+    add(tmp_path, "ema", 0.25, 3, 0.3, score="miou", picture=strip(10))
+    assert run(tmp_path)["pictures"][1] == {"name": "pictures_best", "method": "dkd", "budget": 0.5, "seed": 0}
+    assert "`dkd` has the highest of the methods with pictures." in (tmp_path / "REPORT.md").read_text()
+    for path in tmp_path.glob("*/e*/*/pictures.png"):
+        path.unlink()
+    assert "pictures" not in run(tmp_path) and "Pictures" not in (tmp_path / "REPORT.md").read_text()
+    assert not list(figures.iterdir())
+
+
+def test_bar_and_hparams_show_the_run_s_score(tmp_path):
+    config = {"created": 0.0, "args": {"lr": 0.1}, "command": "python x"}
+    for data, tag in (({"score": "miou"}, b"test/miou"), ({}, b"test/accuracy")):
+        TensorBoard(tmp_path, config | {"data": data}, []).close()
+        events = b"".join(path.read_bytes() for path in (tmp_path / "tb").iterdir())
+        assert tag in events and events.count(b"test/") == 2                # and test/loss
+    shown = {}
+    bar = Bar("x", 1, hidden=True)
+    bar.bar.set_postfix = shown.update
+    bar.show({"epoch": 1, "train/loss": 1.5, "train/correct": 0.9, "test/miou": 0.25, "test/pixel_accuracy": 0.75})
+    assert shown == {"loss": "1.500", "test miou": "0.250"}
+    shown.clear()
+    bar.show({"epoch": 0, "test/accuracy": 0.5, "test/loss": 2.0})
+    assert shown == {"test accuracy": "0.500"}
+    bar.close()

@@ -6,72 +6,21 @@
 """
 
 import argparse
-import math
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from common.files import read_json, write_atomic, write_json
-from common.log import read_rows
 from common.report.aggregate import aggregate
 from common.report.figures import draw
 from common.report.landscape import draw_landscape, result
 from common.report.markdown import markdown, summary
 from common.report.overview import write_overview
-from common.report.scores import mean
+from common.report.pictures import copy_pictures
+from common.report.runs import learning_curves, read_study
 from common.report.search import write_search
 from common.report.tuning import write_table
-
-
-def read_run(study: Path, planned: Mapping) -> dict:
-    """A planned run with what its folder holds. Its state: finished, failed, unfinished or not started.
-
-    Raises
-        Refused: a file of it is damaged.
-    """
-    folder = study / planned["folder"]
-    run = {"method": "past run", "tag": "", "budget": None} | dict(planned)
-    run |= {"label": f"{run['method']}-{run['tag']}" if run["tag"] else run["method"], "summary": None, "failed": None,
-            "config": None, "metrics": [], "start": None, "state": "not started"}
-    if (folder / "summary.json").exists():
-        run["summary"], run["config"] = read_json(folder / "summary.json"), read_json(folder / "config.json")
-        run["metrics"] = read_rows(folder)
-        run["start"] = next((row["test/accuracy"] for row in run["metrics"] if row["epoch"] == 0), None)
-        run["state"] = "finished"
-        accuracy = run["summary"]["test"]["accuracy"]
-        if accuracy is None or not math.isfinite(accuracy):
-            run |= {"summary": None, "state": "failed",
-                    "failed": {"exit_code": 0, "message": "finished, but its test accuracy is not a number"}}
-    elif (folder / "failed.json").exists():
-        found = read_json(folder / "failed.json")
-        run |= {"state": "failed", "failed": {key: found.get(key) for key in ("exit_code", "message")}}
-    elif (folder / "config.json").exists():
-        run["state"] = "unfinished"
-    return run
-
-
-def read_study(folder: Path) -> dict:
-    """The plan and every run it names, past ones first: {"plan", "past", "runs"}."""
-    plan = read_json(folder / "plan.json")
-    return {"plan": plan, "past": [read_run(folder, run) for run in plan["past"]],
-            "runs": [read_run(folder, run) for run in plan["runs"]]}
-
-
-def learning_curves(study: Mapping) -> dict[str, dict]:
-    """By method, its longest budget with a finished run: mean test accuracy over mean counted cost, epoch by epoch."""
-    curves = {}
-    for label in dict.fromkeys(run["label"] for run in study["runs"]):
-        runs = [run for run in study["runs"] if run["label"] == label and run["summary"] and run["metrics"]]
-        if not runs:
-            continue
-        budget = max(run["budget"] for run in runs)
-        tables = [{row["epoch"]: row for row in run["metrics"]} for run in runs if run["budget"] == budget]
-        epochs = sorted(epoch for epoch in tables[0] if all(epoch in table for table in tables))
-        curves[label] = {"budget": budget} | {
-            name: [mean([table[epoch][key] for table in tables]) for epoch in epochs]
-            for name, key in (("seconds", "seconds"), ("flops", "flops"), ("accuracy", "test/accuracy"))}
-    return curves
+from common.report.words import terms
 
 
 def write_report(folder: Path) -> Path:
@@ -84,6 +33,7 @@ def write_report(folder: Path) -> Path:
     study = read_study(folder)
     report = aggregate(study)
     report["figures"] = draw(report, learning_curves(study), folder / "figures", {"landscape": draw_landscape})
+    report |= copy_pictures(study, report, folder / "figures")
     write_json(folder / "report.json", report)
     write_atomic(folder / "REPORT.md", markdown(report))
     return folder / "REPORT.md"
@@ -100,7 +50,7 @@ def write_readme(folder: Path, readme: Path) -> None:
                    lambda line: f"{line[1]}{result(report, line[2])} |".replace("|  |", "| |"), after, flags=re.M)
     where = folder.as_posix()
     block = f"{summary(report)} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
-        f"![Test accuracy over budget]({where}/figures/tradeoff.png)\n"
+        f"![Test {terms(report).noun} over budget]({where}/figures/tradeoff.png)\n"
     write_atomic(readme, before + mark + block + mark + after)
 
 

@@ -1,10 +1,11 @@
 """From the runs of a study to the numbers of its report: one row per method and budget, one score per method."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from common.report import recommend, scores
-from common.report.words import REGIME_BORDER, distinct
+from common.report.origin import past_runs, provenance, sequences
+from common.report.runs import kind
+from common.report.scores import average
 
 CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
 REUSES = (1, 5)
@@ -12,40 +13,10 @@ POINT = 0.01
 NOT_COMPARABLE = scores.SpeedUp("not comparable", None, None, "unknown", None, "unknown")
 
 
-def average(runs: Sequence[Mapping], read: Callable[[Mapping], float | None]) -> float | None:
-    """The mean over runs of a number; None if a run lacks it."""
-    values = [read(run) for run in runs]
-    return None if any(value is None or not math.isfinite(value) for value in values) else scores.mean(values)
-
-
-def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Device, versions, batch size, commit and data of finished runs, each value once.
-
-    Commits are also those at which a killed run went on, and those of past runs whose seconds this one is charged.
-    """
-    configs = [run["config"] for run in runs]
-
-    def device(config):
-        threads = config["device"].get("threads")
-        return f"{config['device']['name']} ({config['device']['type']}" + \
-            (f", {threads} thread{'s' if threads > 1 else ''})" if threads else ")")
-
-    return {
-        "device": distinct(device(config) for config in configs),
-        "versions": distinct(", ".join(f"{name} {version}" for name, version in config["versions"].items())
-                             for config in configs),
-        "batch_size": distinct(str(config["args"].get("batch_size", "unknown")) for config in configs),
-        "commit": distinct((made["commit"] or "unknown")[:10] + (" (dirty: with uncommitted changes)" if made["dirty"] else "")
-                           for run in runs for config in (run["config"], *run.get("charged", ()))
-                           for made in (config, *config.get("resumed", ()))),
-        "data": distinct(str(config["data"].get("fingerprint")) for config in configs),
-    }
-
-
 def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
     """Means over the finished runs of one method at one budget; intervals are added by `add_intervals`."""
     done = [run for run in runs if run["summary"]]
-    values = {run["seed"]: run["summary"]["test"]["accuracy"] for run in done}
+    values = {run["seed"]: run["test"] for run in done}
     row = {"method": label, "script": runs[0]["method"], "tag": runs[0]["tag"], "budget": budget,
            "seeds": len(done), "planned": len(runs), "complete": len(done) == len(runs),
            "mean": scores.mean(list(values.values())), "low": None, "high": None,
@@ -59,13 +30,12 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
         "preparation_seconds": lambda s: s["seconds"]["preparation"],
         "past_bytes": lambda s: s["past_bytes"], "parameters": lambda s: s["parameters"],
         "train_accuracy": lambda s: s["train"].get("correct"),
-        "test_old": lambda s: s["test"].get("accuracy_old"), "test_new": lambda s: s["test"].get("accuracy_new"),
+        "test_old": None, "test_new": None,                   # of the run, under this name
         "train_old": lambda s: s["train"].get("correct_old"), "train_new": lambda s: s["train"].get("correct_new"),
+        "start": None, "sequence_flops": None,
     }
     for name, read in numbers.items():
-        row[name] = average(done, lambda run, read=read: read(run["summary"]))
-    row["start"] = average(done, lambda run: run["start"])
-    row["sequence_flops"] = average(done, lambda run: run["sequence_flops"])
+        row[name] = average(done, lambda run, name=name, read=read: read(run["summary"]) if read else run[name])
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
     row["provenance"] = provenance(done)
@@ -170,49 +140,6 @@ def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, f
     return result
 
 
-def past_runs(past: Sequence[Mapping]) -> dict:
-    """The past runs and the regime they put every conclusion in."""
-    def read(run, part, name):
-        return average([run], lambda run: run["summary"][part].get(name)) if run["summary"] else None
-
-    runs = [{"folder": run["folder"], "seed": run["seed"], "state": run["state"],
-             "train_accuracy": read(run, "train", "correct"), "test_accuracy": read(run, "test", "accuracy")}
-            for run in past]
-    train = [value for run in runs if (value := run["train_accuracy"]) is not None]
-    done = [run for run in past if run["summary"]]
-    middle = scores.mean(train)
-    return {"runs": runs, "train_accuracy": {"mean": middle, "low": min(train, default=None),
-                                             "high": max(train, default=None)},
-            "regime": None if middle is None else "memorizes" if middle >= REGIME_BORDER else "underfits",
-            "seeds": min(len(done), 1), "provenance": provenance(done)}
-
-
-def sequences(runs: Sequence[dict]) -> None:
-    """Adds to each run what it cost with all runs before it, whose seconds it was charged, and whether those had another task.
-
-    Past runs come first, then stage after stage. What a run was charged as preparation is in its own FLOPs already.
-    """
-    made: dict[str, dict] = {}
-    for run in runs:
-        run |= {"sequence_flops": None, "charged": [], "foreign": False}
-        if not run["summary"]:
-            continue
-        used = run["summary"].get("past", [])
-        run["charged"] = [made[name]["config"] for name in used if name in made and kind(made[name]) == "folds"]
-        run["foreign"] = any(made[name]["summary"]["task"] != run["summary"]["task"] for name in used if name in made)
-        run["before"] = {name for name in used if name not in made or kind(made[name]) != "folds"}
-        run["before"] |= {name for other in used if other in made for name in made[other]["before"]}
-        if run["before"] <= made.keys():
-            run["sequence_flops"] = sum(sum(one["summary"]["flops"].values())
-                                        for one in (run, *(made[name] for name in sorted(run["before"]))))
-        made[run["config"].get("name", run["folder"])] = run
-
-
-def kind(run: Mapping) -> str:
-    """Of a past run: "past"; "folds", one method's preparation, made without a part of the data; "trunks", of another task."""
-    return next((name for name in ("folds", "trunks") if name in run["folder"].split("/")), "past")
-
-
 def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequence[dict]]) -> dict[str, Callable]:
     """What the rows of one method are compared with, by the name of the comparison in report.json."""
     if label == "scratch":
@@ -236,7 +163,7 @@ def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequ
 
 
 def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
-    """Target accuracies by name, from the complete rows of scratch; one point more only where budget 2 gets there."""
+    """Target scores by name, from the complete rows of scratch; one point more only where budget 2 gets there."""
     means = {row["budget"]: row["mean"] for row in scratch if row["complete"]}
     full = means.get(1)
     targets = {"full": full, "full-1": None if full is None else full - POINT}
@@ -246,7 +173,7 @@ def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
 
 
 def aggregate(study: Mapping) -> dict:
-    """report.json of a study read by `common.report.read_study`."""
+    """report.json of a study read by `common.report.runs.read_study`. Its keys say accuracy whatever the score is."""
     plan, groups = study["plan"], {}
     sequences(study["past"] + study["runs"])
     for run in study["runs"]:
@@ -283,7 +210,8 @@ def aggregate(study: Mapping) -> dict:
     # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-              "past_epochs": plan["past_epochs"], "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
+              "score": study["score"], "past_epochs": plan["past_epochs"],
+              "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
               "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.files import write_atomic
 from common.report.recommend import along_curves, ranking
-from common.report.words import budget, significant
+from common.report.words import axis, budget, goal, significant
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
@@ -83,7 +83,7 @@ def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tupl
 
 
 def tradeoff(report: Mapping, path: Path) -> bool:
-    """Test accuracy over budget and over FLOPs, a line a method, its band the interval."""
+    """Test score over budget and over FLOPs, a line a method, its band the interval."""
     chosen = {score["method"] for score in along_curves(report)}
     rows = [row for row in report["rows"] if row["seeds"] and row["method"] in chosen]
     if not rows:
@@ -113,9 +113,9 @@ def tradeoff(report: Mapping, path: Path) -> bool:
             panel.axhline(100 * report["full_accuracy"], color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
         clean(panel)
     if report["full_accuracy"] is not None:
-        axes[0].annotate("full accuracy", (0.01, 100 * report["full_accuracy"]), xytext=(0, 3), fontsize=8, color=INK,
+        axes[0].annotate(goal(report, "full"), (0.01, 100 * report["full_accuracy"]), xytext=(0, 3), fontsize=8, color=INK,
                          xycoords=("axes fraction", "data"), textcoords="offset points")
-    axes[0].set(ylabel="test accuracy, %", xlabel=f"budget, share of {report['budget_1_epochs']:g} epochs")
+    axes[0].set(ylabel=axis(report), xlabel=f"budget, share of {report['budget_1_epochs']:g} epochs")
     axes[1].set(xlabel="training and preparation, TFLOP")
     legend(figure, axes[0])
     save(figure, path)
@@ -123,9 +123,9 @@ def tradeoff(report: Mapping, path: Path) -> bool:
 
 
 def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Path) -> bool:
-    """Mean test accuracy over counted seconds and over FLOPs, the longest budget of each method."""
+    """Mean test score over counted seconds and over FLOPs, the longest budget of each method."""
     chosen = {score["method"] for score in along_curves(report)}
-    curves = {method: curve for method, curve in curves.items() if curve["accuracy"] and method in chosen}
+    curves = {method: curve for method, curve in curves.items() if curve["score"] and method in chosen}
     if not curves:
         return False
     clocks = {"flops": (TERA, "training and preparation, TFLOP")}
@@ -137,13 +137,13 @@ def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Pat
             if method not in curves:
                 continue
             curve = curves[method]
-            panel.plot([value / scale for value in curve[name]], [100 * value for value in curve["accuracy"]],
+            panel.plot([value / scale for value in curve[name]], [100 * value for value in curve["score"]],
                        color=look["color"], linestyle=look["linestyle"], marker=look["marker"], markevery=[-1],
                        markersize=6, linewidth=1.5, label=f"{method} ({budget(curve['budget'])})")
         panel.set_xlim(left=0)
         panel.set_xlabel(label)
         clean(panel)
-    axes[0].set(ylabel="test accuracy, %")
+    axes[0].set(ylabel=axis(report))
     legend(figure, axes[0])
     save(figure, path)
     return True
@@ -182,14 +182,13 @@ def step_cost(report: Mapping, path: Path) -> bool:
 
 
 def speedup(report: Mapping, path: Path) -> bool:
-    """Speed-up to full accuracy and to a point below: by FLOPs filled, by counted seconds hollow below it."""
+    """Speed-up to the full score and to a point below: by FLOPs filled, by counted seconds hollow below it."""
     scored = [score for score in along_curves(report) if score["targets"] and score["method"] != "scratch"]
     if not scored or report["full_accuracy"] is None:
         return False
     looks, bounds = styles(report), [0.8, 1.25]
     figure, axes = panels(2, (10.5, 1.4 + (0.42 if len(scored) < 12 else 0.3) * len(scored)))
-    for panel, target, title in zip(axes, ("full", "full-1"), ("to full accuracy", "to full accuracy − 1 point"),
-                                    strict=True):
+    for panel, target in zip(axes, ("full", "full-1"), strict=True):
         for i, score in enumerate(scored):
             colour, marker = (looks[score["method"]][key] for key in ("color", "marker"))
             cells = score["targets"][target]["speed_up"]
@@ -215,7 +214,7 @@ def speedup(report: Mapping, path: Path) -> bool:
                 panel.plot([cell["value"]], [i + offset], marker=marker, markersize=6 if clock == "flops" else 4.5,
                            color=colour, markerfacecolor=face, zorder=3)
         panel.axvline(1, color="black", linewidth=1, zorder=1)
-        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_title(f"to {goal(report, target)}", fontsize=10, loc="left")
         panel.set_xlabel("times cheaper than scratch")
         clean(panel, "x")
     ticks = pleasant_times(min(bounds), max(bounds))

@@ -31,14 +31,14 @@ def headline(row: Mapping) -> Mapping:
     return gain if gain is not None else row["equal_flops"]
 
 
-def cheaper(row: Mapping) -> str:
-    """Scratch's FLOPs to this row's accuracy over the row's own, with interval."""
+def cheaper(row: Mapping, noun: str = "accuracy") -> str:
+    """Scratch's FLOPs to this row's score, called `noun`, over the row's own, with interval."""
     cell = row["cheaper"]
     if cell is None:
         return "missing"
     bounds = {"reached": "", "at most": "≤ "}
     if cell["value"] is None:
-        return "beyond scratch's accuracy" if cell["status"] == "not reached" else cell["status"]
+        return f"beyond scratch's {noun}" if cell["status"] == "not reached" else cell["status"]
 
     def side(name, status):
         return status if cell[name] is None else bounds[status] + words.times(cell[name])
@@ -65,23 +65,25 @@ def cells(rows: Sequence[Mapping], comparisons: Sequence[str], show: Callable) -
 def tables(report: Mapping, table: Callable, show: Callable) -> str:
     """Markdown of both. `table` and `show` are the report's own ways to write a table and an accuracy."""
     fresh, reload = split(report)
+    terms = words.terms(report)
     scratch = next((row for row in rows_of(report, "scratch") if row["budget"] == report["common_budget"]), None)
     text = f"At budget {words.budget(report['common_budget'])}" + (
         f", where scratch has **{show(scratch)} %**" if scratch else "") + ". Differences are in points, paired by seed."
     parts = [text]
     if fresh:
-        body = [[*line, cheaper(row) if row["seeds"] else "missing", preparation(row),
+        body = [[*line, cheaper(row, terms.noun) if row["seeds"] else "missing", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
                 for row, line in zip(fresh, cells(fresh, ("difference", "equal_flops"), show), strict=True)]
-        parts.append(table(["Method", "Seeds", "Test %", "Over scratch, equal budget", "equal FLOPs",
-                            "Cheaper than scratch at its accuracy, FLOPs", "Preparation, % of FLOPs", "MB of past kept"], body)
+        parts.append(table(["Method", "Seeds", terms.test_column, "Over scratch, equal budget", "equal FLOPs",
+                            f"Cheaper than scratch at its {terms.noun}, FLOPs", "Preparation, % of FLOPs",
+                            "MB of past kept"], body)
                      + "\n\n" + words.provenance(fresh, report))
     if reload:
         body = [[*line, words.percent(row["start"]) if row["seeds"] else "–", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
                 for row, line in zip(reload, cells(reload, ("gain_over_warm_start", "gain_over_scratch_2"), show), strict=True)]
         parts.append("These begin with reused weights, where nothing is new:\n\n" + table(
-            ["Method", "Seeds", "Test %", "Over warm_start", "Over scratch at budget 2", "Before training %",
+            ["Method", "Seeds", terms.test_column, "Over warm_start", "Over scratch at budget 2", "Before training %",
              "Preparation, % of FLOPs", "MB of past kept"], body) + "\n\n" + words.provenance(reload, report))
     return "\n\n".join(parts)
 
@@ -117,7 +119,7 @@ def draw_landscape(report: Mapping, path: Path) -> bool:
         panel.axvline(0, color="black", linewidth=1, zorder=1)
         panel.set_yticks(range(len(rows)), [row["method"] for row in rows])
         panel.set_ylim(len(rows) - 0.4, -0.6)
-        panel.set_xlabel("points of test accuracy", color=INK)
+        panel.set_xlabel(f"points of test {words.terms(report).noun}", color=INK)
         panel.set_title(title, fontsize=10, loc="left")
         clean(panel, "x")
         panel.tick_params(axis="y", labelsize=8)

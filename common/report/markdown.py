@@ -2,48 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from common.report import landscape, words
+from common.report import landscape, pictures, words
 from common.report.recommend import along_curves, rows_of
+from common.report.rules import FIGURES, RULES
 from common.report.words import budget, percent, point_interval, significant, speed_up
 
 TERA, MEGA = 1e12, 1e6
-GOALS = {"full": "full accuracy", "full-1": "full accuracy − 1 point", "full+1": "full accuracy + 1 point"}
-
-FIGURES = {
-    "tradeoff": "Trade-off curves: every point is complete runs with the schedule annealed to that budget. Bands are "
-                "95 % t-intervals. Hollow points lack planned seeds.",
-    "accuracy_over_cost": "Learning curves of each method's longest budget, mean over seeds. Before its last epoch a "
-                          "curve has not annealed: compare the ends, not the middles.",
-    "landscape": "Every method at one budget, with its 95 % interval, the best first; none whose cost lies outside scratch's "
-                 "budgets. Hollow points lack planned seeds.",
-    "step_cost": "Cost of one training step over scratch's in the same budget, preparation left out.",
-    "speedup": "Speed-up over scratch at equal accuracy, with its interval. Filled: by FLOPs. Hollow, where they compare: by "
-               "counted seconds. An arrow: that end of the interval is open.",
-}
-
-RULES = """\
-- **Full accuracy** is the mean last-epoch test accuracy of scratch at budget 1 in the setting of the new run. A \
-budget is a number of epochs, as a share of those of budget 1; every run anneals its schedule to its own budget.
-- **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
-takes budgets as independent, although they share seeds. [unknown] means too few seeds for an interval.
-- **Differences** are paired by seed. Scratch at equal cost is its monotone mean curve, accuracy linear in log cost; \
-each seed is compared with its own scratch runs at the same points with the same weights.
-- **Cost to accuracy** is read off the monotone curve over a method's complete rows. *Not reached*: not at its largest \
-budget. *At most X*: its smallest budget, which costs X, is above already. *Starts there*: the reused weights have \
-it before the first step. Nothing is extrapolated.
-- **Speed-up** is scratch's cost over the method's at equal accuracy; scratch's cost to full accuracy is budget 1 by \
-definition. Its interval reads the method's curve moved down and up by the half-width of the interval of its paired \
-difference to scratch. *Not reached* as an end of an interval: the moved curve does not get there. \
-*Unknown*: scratch's own cost is, as where its smallest budget is above already.
-- **Cheaper than scratch at its accuracy** is scratch's FLOPs to a row's accuracy over those of the row, for one budget \
-what the speed-up is for the whole curve; its interval moves the row by the half-width of its paired difference. \
-*Open*: scratch has no budget that gets there.
-- **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
-FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
-evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
-both rows on one device.
-- **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.
-- **No interval is corrected** for looking at many methods at once."""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[str] = ()) -> str:
@@ -60,6 +24,7 @@ def seeds(row: Mapping) -> str:
 
 
 def accuracy(row: Mapping) -> str:
+    """Its mean score and half of the interval."""
     if row["mean"] is None:
         return "missing"
     half = "[unknown]" if row["low"] is None else f"± {percent(row['high'] - row['mean'])}"
@@ -96,7 +61,7 @@ def headline(report: Mapping) -> str:
 
 
 def summary(report: Mapping) -> str:
-    """The table of the README's first screen: test accuracy per budget, price of a step, speed-up."""
+    """The table of the README's first screen: test score per budget, price of a step, speed-up."""
     budgets = sorted({row["budget"] for row in report["rows"]})
     lines, chosen = [], along_curves(report)
     for score in chosen:
@@ -112,15 +77,16 @@ def summary(report: Mapping) -> str:
         if absent else ""
     others = len(report["scores"]) - len(chosen)
     more = f" {others} more methods and variants at one budget: under [Scripts](#scripts) and in the report." if others else ""
-    return table(["Method", *(f"Test % at budget {budget(b)}" for b in budgets), "FLOPs of a step",
-                  "Speed-up to full accuracy, FLOPs"], lines) \
+    heads = [f"{words.terms(report).test_column} at budget {budget(b)}" for b in budgets]
+    return table(["Method", *heads, "FLOPs of a step", f"Speed-up to {words.goal(report, 'full')}, FLOPs"], lines) \
         + f"\n\n{words.provenance(report['rows'], report)}\n\n" \
         + f"Budget: epochs, as a share of {report['budget_1_epochs']:g}.{state}{more}"
 
 
 def every_row(report: Mapping) -> str:
-    lines = []
-    apart = {f"{split}_{part}": f"{split.capitalize()} {part} %" for split in ("test", "train") for part in ("old", "new")}
+    lines, terms = [], words.terms(report)
+    apart = {f"{split}_{part}": column.replace("%", f"{part} %")
+             for split, column in (("test", terms.test_column), ("train", terms.train_column)) for part in ("old", "new")}
     apart = {name: title for name, title in apart.items() if any(row[name] is not None for row in report["rows"])}
     for row in report["rows"]:
         other = [point_interval(row[name]) if "difference" in row else "–"
@@ -128,8 +94,9 @@ def every_row(report: Mapping) -> str:
         lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
                       percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row),
                       *("–" if row[name] is None else percent(row[name]) for name in apart), *other])
-    return table(["Method", "Budget", "Seeds", "Train %", "Test %", *apart.values(), "Over scratch, equal budget", "equal FLOPs",
-                  "equal seconds"], lines) + "\n\n" + words.provenance(report["rows"], report)
+    return table(["Method", "Budget", "Seeds", terms.train_column, terms.test_column, *apart.values(),
+                  "Over scratch, equal budget", "equal FLOPs", "equal seconds"], lines) \
+        + "\n\n" + words.provenance(report["rows"], report)
 
 
 def cost_to(report: Mapping, name: str) -> str:
@@ -155,8 +122,8 @@ def gains(report: Mapping) -> str | None:
     lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row),
               point_interval(row["gain_over_warm_start"]) if "gain_over_warm_start" in row else "–",
               point_interval(row["gain_over_scratch_2"]), percent(row["start"])] for row in rows]
-    return table(["Method", "Budget", "Seeds", "Test %", "Gain over warm_start", "Gain over scratch at budget 2",
-                  "Before training %"], lines) + "\n\n" + words.provenance(rows, report)
+    return table(["Method", "Budget", "Seeds", words.terms(report).test_column, "Gain over warm_start",
+                  "Gain over scratch at budget 2", "Before training %"], lines) + "\n\n" + words.provenance(rows, report)
 
 
 def cost_of_past(report: Mapping) -> str:
@@ -192,7 +159,8 @@ def absent(report: Mapping) -> str:
 def past(report: Mapping) -> str:
     lines = [[f"`{run['folder']}`", run["seed"], run["state"], percent(run["train_accuracy"]),
               percent(run["test_accuracy"])] for run in report["past"]["runs"]]
-    return table(["Folder", "Seed", "State", "Train %", "Test %"], lines) \
+    terms = words.terms(report)
+    return table(["Folder", "Seed", "State", terms.train_column, terms.test_column], lines) \
         + "\n\n" + words.provenance([report["past"]], report)
 
 
@@ -209,11 +177,12 @@ def recommended(report: Mapping) -> str:
 
 def opening(report: Mapping) -> str:
     full = next((row for row in rows_of(report, "scratch") if row["budget"] == 1), None)
+    noun = words.terms(report).noun
     text = f"`{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`. "
-    text += "Full accuracy is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
-        else (f"Full accuracy is **{accuracy(full)} %**: scratch at budget 1, {report['budget_1_epochs']:g} epochs, "
+    text += f"Full {noun} is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
+        else (f"Full {noun} is **{accuracy(full)} %**: scratch at budget 1, {report['budget_1_epochs']:g} epochs, "
               f"{words.count(full['seeds'], 'seed')}. ")
-    text += f"Past runs: {words.regime(report['past'])}. "
+    text += f"Past runs: {words.regime(report)}. "
     if not report["tuned"]:
         text += "**Scratch's learning rate and weight decay are the task's defaults, not tuned here.** "
     gaps = [f"{state}: {len(runs)}" for state, runs in (("missing", report["missing"]), ("failed", report["failed"]))
@@ -232,11 +201,14 @@ def opening(report: Mapping) -> str:
 
 def markdown(report: Mapping) -> str:
     """The whole of REPORT.md; the same report gives the same text."""
-    figures = "\n\n".join(f"![{name}](figures/{name}.png)\n\n{FIGURES[name]}" for name in report["figures"])
-    parts = [("Headline", headline(report)), ("Figures", figures or "No finished run to draw."),
-             ("Side by side", landscape.tables(report, table, accuracy)),
+    noun = words.terms(report).noun
+    figures = "\n\n".join(f"![{name}](figures/{name}.png)\n\n{FIGURES[name].format(noun=noun)}" for name in report["figures"])
+    parts = [("Headline", headline(report)), ("Figures", figures or "No finished run to draw.")]
+    if "pictures" in report:
+        parts.append(("Pictures", pictures.section(report, table, accuracy)))
+    parts += [("Side by side", landscape.tables(report, table, accuracy)),
              ("Every row", "Differences are in points, paired by seed.\n\n" + every_row(report))]
-    parts += [(f"Cost to {GOALS[name]} ({percent(target)} %)",
+    parts += [(f"Cost to {words.goal(report, name)} ({percent(target)} %)",
                cost_to(report, name)) for name, target in report["targets"].items() if target is not None]
     if gains(report):
         parts.append(("Gains of reloading final weights", "Nothing is new in this scenario, so these methods go on "
@@ -246,6 +218,6 @@ def markdown(report: Mapping) -> str:
                "counted nowhere else: they are there.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)),
-              ("How the numbers are made", RULES)]
+              ("How the numbers are made", RULES.format(noun=noun))]
     return "\n\n".join([f"# {report['study']}", opening(report), *(f"## {name}\n\n{body}" for name, body in parts)]) \
         + "\n"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from common.files import read_json, write_atomic
 from common.report.markdown import table
-from common.report.words import percent, points, regime
+from common.report.words import distinct, goal, percent, points, regime, terms
 
-KINDS = {"save compute, full": "To save compute on the way to full accuracy",
-         "accuracy at equal FLOPs": "For accuracy at equal FLOPs", "reload weights": "Reload final weights"}
+KINDS = {"save compute, full": "To save compute on the way to full {noun}",
+         "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights"}
 SITUATIONS = {"same": "nothing is new", "grow": "data has grown", "classes": "classes were added", "shift": "members were added",
               "model": "another architecture", "tuning": "a search", "generations": "a chain of runs"}
 
@@ -34,9 +34,11 @@ def overview(reports: Sequence[Mapping]) -> str:
     lines = []
     for report in reports:
         lines.append([f"[{report['study']}]({report['study']}/REPORT.md)", SITUATIONS.get(report["scenario"], report["scenario"]),
-                      f"`{report['model']}` on `{report['task']}`, full accuracy {percent(report['full_accuracy'])} %",
-                      regime(report["past"]), *(answer(report, kind) for kind in KINDS)])
-    head = ["Study", "What is new", "Setting", "Past runs", *KINDS.values()]
+                      f"`{report['model']}` on `{report['task']}`, {goal(report, 'full')} {percent(report['full_accuracy'])} %",
+                      regime(report), *(answer(report, kind) for kind in KINDS)])
+    nouns = distinct(terms(report).noun for report in reports)
+    noun = nouns[0] if len(nouns) == 1 else "score"           # several: each row's setting names its own
+    head = ["Study", "What is new", "Setting", "Past runs", *(name.format(noun=noun) for name in KINDS.values())]
     said = [f"## {report['study']}\n\n" + "\n".join(f"- {item['text']}" for item in report["recommendations"])
             if not report["blocked"] else f"## {report['study']}\n\n{report['blocked']}" for report in reports]
     return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "

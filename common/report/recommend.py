@@ -44,7 +44,8 @@ def blocked(plan: Mapping, report: Mapping) -> str | None:
         return (f"The study is incomplete: {len(report['missing'])} of "
                 f"{report['planned']} planned runs are missing. It recommends nothing.")
     if 1 not in scratch or not scratch[1]["complete"]:
-        return "Scratch has no complete row at budget 1, so full accuracy is unknown. The study recommends nothing."
+        return (f"Scratch has no complete row at budget 1, so {words.goal(report, 'full')} is unknown. "
+                "The study recommends nothing.")
     if scratch[1]["seeds"] < 2:
         return "One seed gives no interval. The study recommends nothing."
     return None
@@ -64,7 +65,8 @@ def above(cell: Mapping, border: float) -> bool:
     return cell["low"] is not None and cell["low"] > border
 
 
-def save_compute(report: Mapping, target: str, goal: str) -> dict:
+def save_compute(report: Mapping, target: str) -> dict:
+    goal = words.goal(report, target)
     candidates = [score for score in ranking(report) if score["targets"] and score["method"] != "scratch"]
     cells = {score["method"]: score["targets"][target]["speed_up"] for score in candidates}
     met = [score for score in candidates if above(cells[score["method"]]["flops"], 1)]
@@ -111,19 +113,19 @@ def largest(rows: Sequence[Mapping], name: str) -> list[Mapping]:
 
 
 def equal_flops(report: Mapping) -> dict:
-    rows = equal_flops_rows(report)
+    rows, noun = equal_flops_rows(report), words.terms(report).noun
     met = largest([row for row in rows if above(row["equal_flops"], 0)], "equal_flops")
-    rule = "the largest accuracy over scratch at equal FLOPs, among complete rows whose interval lies above 0"
+    rule = f"the largest {noun} over scratch at equal FLOPs, among complete rows whose interval lies above 0"
     found = {"kind": "accuracy at equal FLOPs", "rule": rule, "method": met[0]["method"] if met else None,
              "budget": met[0]["budget"] if met else None, "candidates": len(rows)} | {
              name: met[0]["equal_flops"][other] if met else None
              for name, other in (("value", "mean"), ("low", "low"), ("high", "high"))}
     if not met:
         nearest = largest(rows, "equal_flops")[:1]
-        return found | {"text": "No method meets the rule for accuracy at equal FLOPs." + "".join(
+        return found | {"text": f"No method meets the rule for {noun} at equal FLOPs." + "".join(
             f" Nearest: {at(row, 'equal_flops')}." for row in nearest)}
     free = next((row for row in met if not row["reused"]), None)
-    text = f"For accuracy at equal FLOPs: **{at(met[0], 'equal_flops')}** over scratch."
+    text = f"For {noun} at equal FLOPs: **{at(met[0], 'equal_flops')}** over scratch."
     if free is met[0]:
         text += " It reuses nothing of the past."
     elif free:
@@ -135,7 +137,7 @@ def equal_flops(report: Mapping) -> dict:
 def not_worth(report: Mapping) -> dict:
     rows = [row for row in equal_flops_rows(report)
             if row["equal_flops"]["high"] is not None and row["equal_flops"]["high"] < 0]
-    rule = "complete rows whose accuracy over scratch at equal FLOPs lies below 0 with its whole interval"
+    rule = f"complete rows whose {words.terms(report).noun} over scratch at equal FLOPs lies below 0 with its whole interval"
     text = "Not worth it: " + "; ".join(at(row, "equal_flops") for row in rows) + ". " + limits(
         report, [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
     return {"kind": "not worth it", "rule": rule, "method": None, "text": text,
@@ -173,7 +175,6 @@ def reload_weights(report: Mapping) -> dict | None:
 
 
 def recommendations(report: Mapping) -> list[dict]:
-    found = [save_compute(report, "full", "full accuracy"),
-             save_compute(report, "full-1", "full accuracy − 1 point"),
+    found = [save_compute(report, "full"), save_compute(report, "full-1"),
              equal_flops(report), not_worth(report), reload_weights(report)]
     return [item for item in found if item]

@@ -1,11 +1,12 @@
 """The benchmark's arithmetic: trade-off curves, intervals, paired differences, speed-ups, cost columns. No files.
 
-A curve is a list of (cost, accuracy) points: one complete run each, cost in any one unit, accuracy as a fraction.
+A curve is a list of (cost, accuracy) points: one complete run each, cost in any one unit, accuracy as a fraction;
+accuracy stands for the score, whichever the task has.
 Values of one row are a dict from seed to accuracy. An interval that cannot be known is None, never 0.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy.stats import t as student
@@ -42,6 +43,12 @@ class SpeedUp(NamedTuple):
 def mean(values: Sequence[float]) -> float | None:
     """The mean, None of nothing. fsum: the order of the seeds does not change the last bit."""
     return math.fsum(values) / len(values) if values else None
+
+
+def average(runs: Sequence[Mapping], read: Callable[[Mapping], float | None]) -> float | None:
+    """The mean over runs of a number; None if a run lacks it."""
+    values = [read(run) for run in runs]
+    return None if any(value is None or not math.isfinite(value) for value in values) else mean(values)
 
 
 def pooled_sd(groups: Sequence[Values]) -> tuple[float | None, int]:

@@ -4,29 +4,27 @@ from pathlib import Path
 
 from common.files import read_json, write_atomic, write_json
 from common.report import scores
-from common.report.aggregate import provenance
 from common.report.markdown import table
-from common.report.words import budget, percent, point_interval, significant
+from common.report.origin import provenance
+from common.report.runs import one_score, read_finished
+from common.report.words import budget, percent, point_interval, significant, terms
 
 TERA = 1e12
 RULES = """\
 - A **search** draws learning rate and weight decay at random, the same settings in the same order for all methods of a seed, and
   evaluates on held-out training examples. Its first trial is from scratch; each later one reuses the best trial before it.
 - **Cost** is that of all of its trials, in FLOPs of training and preparation.
-- **Delivered** is the held-out accuracy of its best trial, the model that one would take.
-- **Regret** is what the settings of that trial lose when they are trained from scratch: the best accuracy in scratch's own search
-  of that seed, less scratch's accuracy with them. Reuse makes later trials look better whatever their settings are.
+- **Delivered** is the held-out {noun} of its best trial, the model that one would take.
+- **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
+  of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are.
 - Scratch's search is the one at its **largest budget**, what one would do without reuse.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
 
 
 def read_trial(folder: Path) -> dict | None:
-    """Accuracy, FLOPs and configuration of a finished trial."""
-    if not (folder / "summary.json").exists():
-        return None
-    summary = read_json(folder / "summary.json")
-    return {"accuracy": summary["test"]["accuracy"], "flops": sum(summary["flops"].values()), "summary": summary,
-            "config": read_json(folder / "config.json")}
+    """A finished trial, with its FLOPs."""
+    run = read_finished(folder)
+    return run and run | {"flops": sum(run["summary"]["flops"].values())}
 
 
 def state(folder: Path) -> str:
@@ -37,9 +35,9 @@ def state(folder: Path) -> str:
 
 def one_search(trials: list[dict], scratch: list[dict]) -> dict:
     """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
-    chosen = max(range(len(trials)), key=lambda i: trials[i]["accuracy"])
-    return {"flops": sum(trial["flops"] for trial in trials), "delivered": trials[chosen]["accuracy"], "chosen": chosen,
-            "regret": max(trial["accuracy"] for trial in scratch) - scratch[chosen]["accuracy"]}
+    chosen = max(range(len(trials)), key=lambda i: trials[i]["test"])
+    return {"flops": sum(trial["flops"] for trial in trials), "delivered": trials[chosen]["test"], "chosen": chosen,
+            "regret": max(trial["test"] for trial in scratch) - scratch[chosen]["test"]}
 
 
 def interval(values: Mapping[int, float]) -> dict:
@@ -70,7 +68,8 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                      "delivered_over_scratch": interval({s: done[s]["delivered"] - other[s]["delivered"] for s in done}),
                      "regret": interval({seed: one["regret"] for seed, one in done.items()}),
                      "provenance": provenance([trial for seed in done for trial in searches[seed]])})
-    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"], "rows": rows,
+    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+            "score": one_score(root, read), "rows": rows,
             "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
             "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
                         if read.get(run["folder"]) is None]}
@@ -96,7 +95,7 @@ def markdown(report: Mapping) -> str:
         text += "\n\n## Missing trials\n\n" + table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in
                                                                        report["missing"]], text=("Command",))
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
-            f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES}\n")
+            f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
 
 
 def write_search(root: Path, plan: Mapping) -> Path:

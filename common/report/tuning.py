@@ -1,42 +1,45 @@
 """The table of a tuning study: what --holdout said of each learning rate and weight decay, per budget."""
 from pathlib import Path
 
-from common.files import read_json, write_atomic, write_json
+from common.files import write_atomic, write_json
+from common.report.runs import one_score, read_finished
+from common.report.words import SCORES
 
 
 def write_table(root: Path, plan: dict) -> Path:
     """TUNING.md and tuning.json in `root`, from its finished runs; unfinished ones are rows without a score."""
-    rows = []
+    rows, found = [], {run["folder"]: read_finished(root / run["folder"]) for run in plan["runs"]}
+    score = one_score(root, found)
     for run in plan["runs"]:
-        folder = root / run["folder"]
-        done = (folder / "summary.json").exists()
-        config = read_json(folder / "config.json") if done else None
-        summary = read_json(folder / "summary.json") if done else None
+        done = found[run["folder"]]
+        config, summary = (done["config"], done["summary"]) if done else (None, None)
         words = run["command"].split()
         rows.append({"budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
-                     "accuracy": summary["test"]["accuracy"] if done else None,
-                     "loss": summary["test"]["loss"] if done else None,
+                     "accuracy": done["test"] if done else None,
+                     "loss": summary["test"].get("loss") if done else None,
                      "train_accuracy": summary["train"]["correct"] if done else None,
                      "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
                      "device": config["device"] if done else None, "versions": config["versions"] if done else None})
     rows.sort(key=lambda row: (row["budget"], row["lr"], row["weight_decay"]))
     write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
-                                      "past_epochs": plan["past_epochs"], "rows": rows})
-    write_atomic(root / "TUNING.md", markdown(plan, rows))
+                                      "score": score, "past_epochs": plan["past_epochs"], "rows": rows})
+    write_atomic(root / "TUNING.md", markdown(plan, rows, score))
     return root / "TUNING.md"
 
 
-def markdown(plan: dict, rows: list[dict]) -> str:
+def markdown(plan: dict, rows: list[dict], score: str) -> str:
+    terms = SCORES[score]
     lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
-             "Learning rate and weight decay of scratch, chosen for each budget by accuracy on held-out training examples "
+             f"Learning rate and weight decay of scratch, chosen for each budget by {terms.noun} on held-out training examples "
              "(`--holdout 0.1`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
              "All methods then use what scratch got at their budget; their own hyperparameters are not tuned.", ""]
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
         lines += [f"## Budget {budget:g} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
-                  "| Learning rate | Weight decay | Held-out accuracy % | Held-out loss, nats | Train accuracy % |",
+                  f"| Learning rate | Weight decay | Held-out {terms.noun} % | Held-out {terms.loss} | "
+                  f"{terms.train.capitalize()} % |",
                   "|---|---|---|---|---|"]
         for row in mine:
             if row["accuracy"] is None:
@@ -44,7 +47,7 @@ def markdown(plan: dict, rows: list[dict]) -> str:
                 continue
             mark = "**" if row["accuracy"] == best else ""
             lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {mark}{100 * row['accuracy']:.2f}{mark} | "
-                         f"{row['loss']:.3f} | {100 * row['train_accuracy']:.1f} |")
+                         f"{'–' if row['loss'] is None else format(row['loss'], '.3f')} | {100 * row['train_accuracy']:.1f} |")
         lines.append("")
     done = [row for row in rows if row["accuracy"] is not None]
     where = sorted({f"{row['device']['name']}, {row['device']['threads']} thread(s), torch {row['versions']['torch']}, commit "

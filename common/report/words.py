@@ -2,9 +2,43 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
-REGIME_BORDER = 0.95  # train accuracy from which a run is said to memorize (DESIGN section 5)
+REGIME_BORDER = 0.95  # share of correct training examples from which a run is said to memorize (DESIGN section 5)
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+
+class Terms(NamedTuple):
+    """What a study's score is called, and `correct` of its training examples, pixels or objects; heads of their columns."""
+
+    noun: str
+    train: str
+    test_column: str
+    train_column: str
+    loss: str
+
+
+SCORES = {
+    "accuracy": Terms("accuracy", "train accuracy", "Test %", "Train %", "loss, nats"),
+    "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats"),
+    "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss"),
+}
+
+
+def terms(report: Mapping) -> Terms:
+    """Of a report.json; older ones do not name their score, it is accuracy."""
+    return SCORES[report.get("score", "accuracy")]
+
+
+def goal(report: Mapping, target: str) -> str:
+    """A target by its name in report.json: "full-1" -> "full accuracy − 1 point"."""
+    return f"full {terms(report).noun}" + {"full": "", "full-1": " − 1 point", "full+1": " + 1 point"}[target]
+
+
+def axis(report: Mapping) -> str:
+    """The label of an axis of test scores."""
+    return f"test {terms(report).noun}, %"
 
 
 def budget(value: float) -> str:
@@ -71,13 +105,13 @@ def count(number: int, noun: str) -> str:
     return f"{word} {noun}{'' if number == 1 else 's'}"
 
 
-def regime(past: Mapping) -> str:
+def regime(report: Mapping) -> str:
     """The past runs' train accuracy and what it means for a conclusion, as one clause."""
-    train = past["train_accuracy"]
+    train, name = report["past"]["train_accuracy"], terms(report).train
     if train["mean"] is None:
-        return "train accuracy of the past runs unknown, regime unknown"
-    verb = {"underfits": "underfit (below 95 %)", "memorizes": "memorize (at least 95 %)"}[past["regime"]]
-    return (f"train accuracy {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %): "
+        return f"{name} of the past runs unknown, regime unknown"
+    verb = {"underfits": "underfit (below 95 %)", "memorizes": "memorize (at least 95 %)"}[report["past"]["regime"]]
+    return (f"{name} {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %): "
             f"they {verb}")
 
 
@@ -90,7 +124,7 @@ def provenance(rows: Sequence[Mapping], report: Mapping) -> str:
     """The line under a table: where its numbers come from. Several values are listed where the runs differ."""
     used = [row for row in rows if row["seeds"]]
     past = f"Given {'this' if len(report['past']['runs']) == 1 else 'these'} " \
-           f"{count(len(report['past']['runs']), 'past run')}: {regime(report['past'])}."
+           f"{count(len(report['past']['runs']), 'past run')}: {regime(report)}."
     if not used:
         return f"<sub>No finished run. {past}</sub>"
 

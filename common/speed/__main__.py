@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", default="resnet56", type=models.model_name, help="architecture (default: resnet56)")
     add("--batch-size", type=int, default=128, metavar="B", help="examples in a step (default: 128)")
-    add("--task", default="shapes", choices=TASKS, help="data set (default: shapes)")
+    add("--task", default="shapes", choices=[name for name, task in TASKS.items() if task.predicts == "classes"],
+        help="data set (default: shapes)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default: data)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
     add("--rounds", type=int, default=9, help="turns of each loop, of which the median counts (default: 9)")

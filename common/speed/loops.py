@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from common import models
 from common.amp import autocast
 from common.args import arguments
-from common.data import PAD, train_batches
+from common.data import train_batches
 from common.run import Run
 from common.seeding import generator
+from common.splits import PAD
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 

@@ -1,0 +1,232 @@
+"""A single-stage detector without anchors: targets, losses and scores of CenterNet, as pure functions.
+
+Source   "Objects as Points", Zhou, Wang, Kraehenbuehl 2019, arXiv:1904.07850; its Gaussians are CornerNet's, arXiv:1808.01244
+Differs  log p from logits, not from clamped probabilities; sums over one image, not over the batch
+
+A target is boxes [B, M, 6] float32: class (-1 is padding), x0, y0, x1, y1 (pixels of the network's input, half-open), difficult
+(0 or 1). The network's output is one tensor [B, C + 4, h, w], a cell for each STRIDE pixels of the input: C heat-map logits,
+then width and height of the box centred there, in cells, then the centre's offset x, y from the cell's corner, in cells.
+Difficult boxes take no part in training. Nothing here waits for the device, or branches on a value, but for the score.
+"""
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.files import Refused
+from common.splits import PAD
+
+STRIDE = 4                                                    # pixels of the input a cell is wide; section 3 of the paper
+BOX = 4                                                       # channels of width, height, offset x, offset y
+OVERLAP = 0.7                                                 # that CornerNet's radius is to leave
+ALPHA, BETA = 2, 4                                            # of the focal loss, section 3
+SIZE_WEIGHT, OFFSET_WEIGHT = 0.1, 1.0                         # section 3
+FOUND = 0.3                                                   # probability from which an object counts as found, ours
+
+
+class Objects(NamedTuple):
+    """Targets in cells. Rows that do not train are all zero, so that nothing they could hold reaches a loss."""
+
+    trains: Tensor                                            # [B, M] bool: neither padding nor difficult
+    kind: Tensor                                              # [B, M] class
+    cell: Tensor                                              # [B, M, 2] column, row of the centre's cell, float
+    place: Tensor                                             # [B, M] row * w + column
+    size: Tensor                                              # [B, M, 2] width, height
+    offset: Tensor                                            # [B, M, 2] of the centre within its cell, 0..1
+
+    def pick(self, values: Tensor) -> Tensor:
+        """[B, K, h, w] -> [B, K, M], in the centres' cells."""
+        return values.flatten(2).gather(2, self.place[:, None].expand(-1, values.shape[1], -1))
+
+
+def objects(target: Tensor, h: int, w: int) -> Objects:
+    """Boxes [B, M, 6] on a map of h x w cells; a centre outside of it counts to the nearest cell."""
+    trains = (target[..., 0] >= 0) & (target[..., 5] == 0)    # [B, M]
+    target = target.masked_fill(~trains[..., None], 0.0)
+    low, high = target[..., 1:3] / STRIDE, target[..., 3:5] / STRIDE        # [B, M, 2]
+    center = (low + high) / 2
+    column, row = center[..., 0].floor().clamp(0, w - 1), center[..., 1].floor().clamp(0, h - 1)
+    cell = torch.stack([column, row], -1)
+    return Objects(trains, target[..., 0].long(), cell, (row * w + column).long(), high - low, center - cell)
+
+
+def heat(target: Tensor, classes: int, h: int, w: int) -> Tensor:
+    """Boxes [B, M, 6] -> heat map [B, C, h, w]: a Gaussian about each centre, the larger of two where they meet.
+
+    It is exactly 1 in the cells of centres and nowhere else, and 0 farther than the radius either way. CornerNet takes the least
+    of three radii. In its first code, and in CenterNet's, they lack their denominators; then the one here is always the least,
+    about three times what CornerNet's text means. CenterNet's results are of this one, and with the text's no square box of up
+    to 12 cells would have more than a point.
+    """
+    found = objects(target, h, w)
+    sides = found.size.ceil()                                 # [B, M, 2]
+    reach = OVERLAP * sides.sum(2)                            # [B, M]
+    radius = ((reach ** 2 + 4 * OVERLAP * (1 - OVERLAP) * sides.prod(2)).sqrt() - reach).floor()[..., None]      # [B, M, 1]
+    sigma = (2 * radius + 1) / 6
+
+    def bell(center, n):                                      # [B, M] -> [B, M, n]
+        away = torch.arange(n, device=center.device) - center[..., None]
+        return torch.where(away.abs() <= radius, (-away ** 2 / (2 * sigma ** 2)).exp(), 0.0)
+
+    spot = bell(found.cell[..., 1], h)[..., None] * bell(found.cell[..., 0], w)[:, :, None]       # [B, M, h, w]
+    spot = (spot * found.trains[..., None, None]).flatten(2)
+    into = found.kind[..., None].expand_as(spot)
+    return spot.new_zeros(len(spot), classes, h * w).scatter_reduce(1, into, spot, "amax").view(-1, classes, h, w)
+
+
+def parted(output: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, C + 4, h, w] -> heat-map logits [B, C, h, w], boxes [B, 4, h, w], both float32."""
+    output = output.float()
+    return output[:, :-BOX], output[:, -BOX:]
+
+
+def detection_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over the image's N objects.
+
+    An image without objects has the focal loss alone, undivided.
+    """
+    logits, boxes = parted(output)
+    _, classes, h, w = logits.shape
+    found, wanted = objects(target, h, w), heat(target, classes, h, w)
+    hit = (-logits).sigmoid() ** ALPHA * F.logsigmoid(logits)
+    miss = (1 - wanted) ** BETA * logits.sigmoid() ** ALPHA * F.logsigmoid(-logits)
+    focal = -torch.where(wanted == 1, hit, miss).sum((1, 2, 3))             # [B]
+    away = (found.pick(boxes) - torch.cat([found.size, found.offset], 2).mT).abs()       # [B, 4, M]
+    away = (weighted(away) * found.trains).sum(1)             # [B]
+    return (focal + away) / found.trains.sum(1).clamp(min=1)
+
+
+def weighted(away: Tensor) -> Tensor:
+    """Distances of width, height, offset x and y [B, 4, ...] -> [B, ...]."""
+    return SIZE_WEIGHT * away[:, :2].sum(1) + OFFSET_WEIGHT * away[:, 2:].sum(1)
+
+
+def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
+    """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
+
+    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, and the L1 distance of the boxes, weighted as in
+    the loss and by the teacher's largest probability in the cell; both summed and divided by the sum of those probabilities, and
+    at least 1. This is ours, after work that distils a detector near objects, since background would drown them (such as Wang
+    et al. 2019, arXiv:1906.03609). Classes that the teacher does not know, its logits there being -inf, take no part.
+    """
+    (student, boxes), (teacher, known) = parted(output), parted(soft)
+    sure = teacher.sigmoid().amax(1)                          # [B, h, w]
+    unknown = teacher == -math.inf
+    student, teacher = (logits.masked_fill(unknown, 0.0) / temperature for logits in (student, teacher))
+    p = teacher.sigmoid()
+    cross, entropy = (F.binary_cross_entropy_with_logits(logits, p, reduction="none") for logits in (student, teacher))
+    kl = temperature ** 2 * (cross - entropy).sum((1, 2, 3))  # [B]
+    away = (sure * weighted((boxes - known).abs())).sum((1, 2))
+    return (kl + away) / sure.sum((1, 2)).clamp(min=1)
+
+
+def detection_mean(outputs: list[Tensor], temperature: float) -> Tensor:
+    """P outputs [B, C + 4, h, w] -> one whose heat map's sigmoid at `temperature` is the mean of theirs; so are its boxes."""
+    logits, boxes = (torch.stack(parts) for parts in zip(*map(parted, outputs), strict=True))       # [P, B, ...]
+    yes, no = (F.logsigmoid(sign * logits / temperature).logsumexp(0) for sign in (1, -1))
+    return torch.cat([temperature * (yes - no), boxes.mean(0)], 1)
+
+
+@torch.no_grad()
+def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """What is recorded of each example [B].
+
+    loss: `detection_loss`; correct: the share of the image's objects in whose centre's cell the right class is the largest and
+    has probability above .3, 1 without objects; el2n: |p - heat| over cells and classes, after arXiv:2107.07075.
+    """
+    p = parted(output)[0].sigmoid()
+    found = objects(target, *p.shape[2:])
+    best, kind = found.pick(p).max(1)                         # [B, M]
+    right = ((kind == found.kind) & (best > FOUND) & found.trains).sum(1)
+    count = found.trains.sum(1)
+    return {"loss": detection_loss(output, target),
+            "correct": torch.where(count > 0, right / count.clamp(min=1), 1.0),
+            "el2n": (p - heat(target, *p.shape[1:])).flatten(1).norm(dim=1)}
+
+
+@torch.no_grad()
+def decode(output: Tensor, top: int = 100) -> Tensor:
+    """Output [B, C + 4, h, w] -> detections [B, top, 6], best first: class, score, x0, y0, x1, y1 in pixels within the image.
+
+    A detection is a cell that is the largest of its 3 x 3 neighbours in its class's map. Where there are fewer, class is -1.
+    """
+    logits, boxes = parted(output)
+    _, classes, h, w = logits.shape
+    peak = torch.where(logits == F.max_pool2d(logits, 3, 1, 1), logits, -math.inf).flatten(1)
+    score, index = F.pad(peak, (0, max(0, top - peak.shape[1])), value=-math.inf).topk(top)         # [B, top]
+    kind, place = index // (h * w), index % (h * w)
+    width, height, x, y = boxes.flatten(2).gather(2, place[:, None].expand(-1, BOX, -1)).unbind(1)
+    x, y, width, height = x + place % w, y + place // w, width.clamp(min=0) / 2, height.clamp(min=0) / 2
+    sides = [(side * STRIDE).clamp(0, limit * STRIDE)
+             for side, limit in ((x - width, w), (y - height, h), (x + width, w), (y + height, h))]
+    return torch.stack([torch.where(score > -math.inf, kind, -1).float(), score.sigmoid(), *sides], 2)
+
+
+def shifted(boxes: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, height: int, width: int) -> Tensor:
+    """Boxes [B, M, 6] of images under the views that `Split.images` makes: padded, cropped at dy, dx [B] (0..8), flipped where 1.
+
+    Clipped to the image of `height` x `width` pixels; of which less than 2 pixels are left either way becomes padding.
+    """
+    kind, x0, y0, x1, y1, difficult = boxes.unbind(2)         # [B, M]
+    x0, x1 = ((x + PAD - dx[:, None]).clamp(0, width) for x in (x0, x1))
+    y0, y1 = ((y + PAD - dy[:, None]).clamp(0, height) for y in (y0, y1))
+    mirror = flip[:, None] == 1
+    x0, x1 = torch.where(mirror, width - x1, x0), torch.where(mirror, width - x0, x1)
+    gone = (kind < 0) | (x1 - x0 < 2) | (y1 - y0 < 2)
+    moved = torch.stack([kind + 1, x0, y0, x1, y1, difficult], 2).masked_fill(gone[..., None], 0.0)
+    return torch.cat([moved[..., :1] - 1, moved[..., 1:]], 2)
+
+
+def mean_average_precision(found: Sequence, truth: Sequence, classes: int, names: Sequence[str]) -> dict[str, float]:
+    """COCO's average precision, the mean over classes with an object: at IoU .5, and the mean over IoU .5, .55, ... .95.
+
+    Args
+        found: of each image detections [n, 6] on the CPU, as `decode` returns them; COCO takes the best 100 of each class.
+        truth: of each image boxes [m, 6], as in a target.
+        names: of the `classes`.
+    Where no image has an object both are 0. A difficult box neither counts nor punishes who finds it: it is given an area
+    outside of COCO's range, which takes one detection by IoU as other boxes do. `iscrowd` would take any number, by their share
+    inside of the box, and so excuse every wrong detection within it.
+
+    Raises
+        Refused: pycocotools is not installed.
+    """
+    try:
+        from pycocotools.coco import COCO  # nothing else needs it
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise Refused("detections are scored by pycocotools, which is not installed: pip install pycocotools.") from None
+
+    def listed(kept):                                         # (image, class, x0, y0, x1, y1, more) -> COCO's index of them
+        coco = COCO()
+        coco.dataset = {"images": [{"id": i} for i in range(len(truth))],
+                        "categories": [{"id": c, "name": name} for c, name in zip(range(classes), names, strict=True)],
+                        "annotations": [{"id": number, "image_id": image, "category_id": int(kind), "iscrowd": 0, **more,
+                                         "bbox": [x0, y0, x1 - x0, y1 - y0]}
+                                        for number, (image, kind, x0, y0, x1, y1, more) in enumerate(kept, 1)]}     # 0: no match
+        coco.createIndex()
+        return coco
+
+    def rows(images):                                         # without padding, and without what a diverged model puts out
+        for image, one in enumerate(np.asarray(one, np.float64).reshape(-1, 6) for one in images):
+            yield from ((image, *row) for row in one[(one[:, 0] >= 0) & np.isfinite(one).all(1)].tolist())
+
+    if len(found) != len(truth):
+        raise ValueError(f"expected detections of each of {len(truth)} images, got {len(found)}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        boxes = listed((image, kind, *box, {"area": -1.0 if difficult else 1.0})
+                       for image, kind, *box, difficult in rows(truth))
+        detections = listed((image, kind, *box, {"area": 1.0, "score": score}) for image, kind, score, *box in rows(found))
+        scorer = COCOeval(boxes, detections, "bbox")
+        scorer.params.areaRng, scorer.params.areaRngLbl, scorer.params.maxDets = [[0, 1e10]], ["all"], [100]
+        scorer.evaluate()
+        scorer.accumulate()
+    precision = scorer.eval["precision"][..., 0, 0]           # [10 IoU, 101 recall, C], -1 for a class without objects
+    scored = precision[..., precision[0, 0] > -1]
+    return {"map50": float(scored[0].mean()), "map": float(scored.mean())} if scored.size else {"map50": 0.0, "map": 0.0}

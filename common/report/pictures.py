@@ -1,0 +1,59 @@
+"""Pictures that runs of a dense task left of their predictions: scratch's beside those of the best method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from common.files import write_atomic
+from common.report import words
+
+NAMES = ("pictures_scratch", "pictures_best")
+
+
+def choose(runs: Sequence[Mapping], rows: Sequence[Mapping]) -> list[Mapping | None]:
+    """Runs to show: scratch's, at its largest budget up to 1, lowest seed, and the best method's; None where there is none.
+
+    The best is the complete row with the highest mean at scratch's budget or, if none has pictures there, at any;
+    of it the run with scratch's seed, if it can be had.
+    """
+    shown = [run for run in runs if run["summary"] and run["pictures"]]
+    scratch = min((run for run in shown if run["label"] == "scratch" and run["budget"] <= 1),
+                  key=lambda run: (-run["budget"], run["seed"]), default=None)
+    kept = {(run["label"], run["budget"]) for run in shown}
+    others = [row for row in rows if row["complete"] and row["method"] != "scratch" and (row["method"], row["budget"]) in kept]
+    beside = [row for row in others if scratch and row["budget"] == scratch["budget"]]
+    best = max(beside or others, key=lambda row: row["mean"], default=None)
+    return [scratch, best and min((run for run in shown if (run["label"], run["budget"]) == (best["method"], best["budget"])),
+                                  key=lambda run: (not scratch or run["seed"] != scratch["seed"], run["seed"]))]
+
+
+def copy_pictures(study: Mapping, report: Mapping, folder: Path) -> dict:
+    """Copies the chosen runs' strips into `folder`, older ones go; what report.json says of them, nothing if there are none."""
+    found = []
+    for name, run in zip(NAMES, choose(study["runs"], report["rows"]), strict=True):
+        path = folder / f"{name}.png"
+        if run is None:
+            path.unlink(missing_ok=True)
+            continue
+        strip = run["pictures"].read_bytes()
+        write_atomic(path, lambda file, strip=strip: file.write(strip))
+        found.append({"name": name, "method": run["label"], "budget": run["budget"], "seed": run["seed"]})
+    return {"pictures": found} if found else {}
+
+
+def section(report: Mapping, table: Callable, show: Callable) -> str:
+    """Markdown of the pictures. `table` and `show` are the report's own ways to write a table and a score."""
+    heads, images, used = [], [], []
+    for run in report["pictures"]:
+        row = next(row for row in report["rows"] if (row["method"], row["budget"]) == (run["method"], run["budget"]))
+        heads.append(f"`{run['method']}`, budget {words.budget(run['budget'])}: {show(row)} %")
+        images.append(f"![{run['method']}](figures/{run['name']}.png)")
+        used.append(row)
+    noun, best = words.terms(report).noun, [run for run in report["pictures"] if run["name"] == NAMES[1]]
+    seeds = " and ".join(str(seed) for seed in words.distinct(run["seed"] for run in report["pictures"]))
+    text = (f"Test images by the run of seed {seeds}, a row each: input, truth, prediction. Above them stands the test {noun} "
+            "over all seeds")
+    if best:
+        text += (f"; `{best[0]['method']}` has the highest of the methods with pictures"
+                 + (" at this budget" if len({row["budget"] for row in used}) == 1 else ""))
+    return f"{text}. A few images of one run illustrate; what is established stands in the tables.\n\n" \
+        + table(heads, [images], text=heads) + "\n\n" + words.provenance(used, report)

@@ -1,0 +1,105 @@
+"""Every script on tasks that predict pixels or boxes, what such a run leaves, and scores against an image of the truth."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPTS, call_main, needs_past, run_script
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from common import tasks
+from common.boxes import BoxSplit, evaluate_detector
+from common.detection import heat, objects
+from common.files import Refused
+from common.log import rebuild_tensorboard
+from common.plans import FOLDS, NOT_BOXES, ONLY_CLASSES
+from common.splits import VIEWS
+
+DENSE = ("shapes-seg", "shapes-det")
+REFUSE = {"shapes-seg": ONLY_CLASSES, "shapes-det": ONLY_CLASSES | NOT_BOXES}
+SCORES = {"shapes-seg": ["miou", "pixel_accuracy", "loss"], "shapes-det": ["map50", "map", "loss"]}
+
+
+@pytest.fixture(scope="module")
+def pasts(tmp_path_factory, small):
+    """(task, script) -> its --past arguments: two runs on half of the images, or two folds."""
+    folder = tmp_path_factory.mktemp("dense")
+    for task in DENSE:
+        for seed in (100, 101):
+            run_script("baselines/scratch", "--task", task, "--subset", "half", "--epochs", 2, "--seed", seed,
+                       "--results", folder / task / "past")
+            run_script("baselines/scratch", "--task", task, "--subset", f"not:{seed - 99}/2", "--epochs", 1, "--seed", seed,
+                       "--results", folder / task / "folds")
+    return lambda task, script: ["--past", folder / task / ("folds" if script in FOLDS else "past")] if needs_past(script) else []
+
+
+@pytest.mark.parametrize("task", DENSE)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_trains_or_says_why_not(task, script, pasts, tmp_path):
+    argv = ["--task", task, "--epochs", 1, "--results", tmp_path, *pasts(task, script)]
+    if script in REFUSE[task]:
+        with pytest.raises(Refused, match=f"needs a task that predicts classes.*, and --task {task} predicts"):
+            call_main(script, *argv)
+        return
+    folder = run_script(script, *argv)
+    summary, config = (json.loads((folder / name).read_text()) for name in ("summary.json", "config.json"))
+    assert list(summary["test"]) == SCORES[task] and config["data"]["score"] == SCORES[task][0]
+    assert all(0 <= summary["test"][name] <= 1 for name in SCORES[task][:2]) and summary["test"]["loss"] > 0
+    assert summary["train"].keys() >= {"loss", "correct", "el2n"} and 0 < summary["steps"] <= 10
+
+
+@pytest.mark.parametrize("task", DENSE)
+def test_pictures_show_truth_beside_prediction(task, pasts, tmp_path):
+    folder = run_script("baselines/scratch", "--task", task, "--epochs", 1, "--results", tmp_path)
+    picture = np.asarray(Image.open(folder / "pictures.png"))
+    assert picture.shape == (4 * 32 + 3 * 4, 3 * 32 + 2 * 4, 3) and (picture[:, 32:36] == 255).all()
+    assert (picture[:32, :32] != picture[:32, 36:68]).any()
+    for again in (False, True):
+        if again:
+            rebuild_tensorboard(folder)
+        events = EventAccumulator(str(folder / "tb"))
+        events.Reload()
+        assert events.Tags()["images"] == ["predictions"] and f"test/{SCORES[task][0]}" in events.Tags()["scalars"]
+
+
+class Perfect(nn.Module):
+    """Puts out what a perfect detector would about each image of a split, one batch after the other."""
+
+    def __init__(self, split, classes):
+        super().__init__()
+        self.split, self.classes, self.at = split, classes, 0
+
+    def forward(self, image):
+        index = self.split.index[self.at:self.at + len(image)]
+        self.at += len(image)
+        target = self.split.target[index]
+        h, w = image.shape[2] // 4, image.shape[3] // 4
+        found = objects(target, h, w)
+        boxes = torch.zeros(len(index), 4, h * w).scatter(
+            2, found.place[:, None].expand(-1, 4, -1), torch.cat([found.size, found.offset], 2).mT)
+        return torch.cat([torch.logit(heat(target, self.classes, h, w), 1e-4), boxes.view(-1, 4, h, w)], 1)
+
+
+def test_a_perfect_detector_scores_one_and_boxes_follow_every_view(tmp_path):
+    images = np.zeros((40, 16, 24, 3), np.uint8)
+    boxes = np.full((40, 2, 6), -1, np.float32)
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        x, y = rng.integers(0, 12), rng.integers(0, 8)
+        images[n, y:y + 6, x:x + 10] = 200
+        boxes[n, 0] = [n % 3, x, y, x + 10, y + 6, 0]
+    split = BoxSplit(images, boxes, np.arange(40), torch.zeros(3), torch.ones(3), torch.device("cpu"), None, "crop-flip")
+    scores = evaluate_detector(Perfect(split, 3), split)
+    assert scores["test/map50"] == 1 and scores["test/map"] == 1 and list(scores)[0] == "test/map50"
+    view = torch.arange(VIEWS)
+    shown, moved = split.images(torch.full_like(view, 7), view)[:, 0] > 0, split.targets(torch.full_like(view, 7), view)
+    for seen, box in zip(shown, moved[:, 0], strict=True):
+        rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+        assert box[1:5].tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_detections_tasks_have_one_box_an_image_of_shapes(tmp_path):
+    images, fine, coarse, boxes = tasks.TASKS["shapes-det"].read("data", 32)[0]
+    assert images.shape == (320, 32, 32, 3) and boxes.shape == (320, 1, 6) and not fine.any() and not coarse.any()
