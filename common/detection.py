@@ -26,7 +26,7 @@ STRIDE = 4                                                    # pixels of the in
 BOX = 4                                                       # channels of width, height, offset x, offset y
 OVERLAP = 0.7                                                 # that CornerNet's radius is to leave
 ALPHA, BETA = 2, 4                                            # of the focal loss, section 3
-SIZE_WEIGHT, OFFSET_WEIGHT = 0.1, 1.0                         # section 3
+SIZE_WEIGHT, OFFSET_WEIGHT = 0.1, 1.0                         # section 4
 FOUND = 0.3                                                   # probability from which an object counts as found, ours
 
 

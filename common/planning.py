@@ -14,14 +14,17 @@ RATES, DECAYS = (0.05, 1.6), (5e-5, 5e-3)                     # of a random sear
 def plan(name: str, study: Study) -> dict:
     """plan.json: past runs first; a run's stage says which runs it waits for, all those of the stages before."""
     planner = Planner(name, study)
+    searches, streams = [], []
     if study.trials:
         runs, searches = planner.searches()
+    elif study.portions:
+        runs, streams = planner.streams()
     else:
-        runs, searches = planner.generations() if study.generations else planner.grid(), []
+        runs = planner.generations() if study.generations else planner.grid()
     return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario,
             "past_epochs": study.past_epochs, "epochs": planner.epochs, "recommend": study.recommend, "tuning": study.tuning,
             "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets),
-            "past": planner.past(), "runs": runs, "searches": searches}
+            "past": planner.past(), "runs": runs, "searches": searches} | ({"streams": streams} if streams else {})
 
 
 class Planner:
@@ -36,7 +39,7 @@ class Planner:
             used = {"past", *map(self._kind, study.runs)}
             theirs = Planner(study.past_of, studies()[study.past_of]).before
             self.before = {kind: made for kind, made in theirs.items() if kind in used}
-        elif not (study.tuning or study.trials):
+        elif not (study.tuning or study.trials or study.portions):
             self._add("past", study.past_epochs, lambda fold: study.past_options)
         if any(self._kind(runs) == "folds" for runs in study.runs):
             self._add("folds", study.past_epochs, lambda fold: (
@@ -100,6 +103,26 @@ class Planner:
                                                earlier=chain[-1:] or None))
                     chains += chain
         return sorted(chains, key=lambda run: run["stage"])
+
+    def streams(self) -> tuple[list[dict], list[dict]]:
+        """Data that arrive in portions: a run on all that is there after each, which reuses the one before.
+
+        Each has another seed. The first run is from scratch; every run of scratch's own is.
+        """
+        runs, streams = {}, []
+        for r in self.study.runs:
+            for budget in r.budgets:
+                for seed in r.seeds:
+                    chain, n = [], self.study.portions
+                    for k in range(1, n + 1):
+                        own = k == 1 or r.script == "baselines/scratch"
+                        script = Runs("baselines/scratch", r.budgets, r.seeds) if own else r
+                        chain.append(self._run(script, budget, seed + 1000 * (k - 1), 1 if own else k, (
+                            "--subset", f"share:{k / n:g}" if k < n else "all"), f"p{k}", earlier=chain[-1:]))
+                    runs |= {run["folder"]: run for run in chain}
+                    label = r.script.split("/")[1] + (f"-{r.tag}" if r.tag else "")
+                    streams.append({"method": label, "budget": budget, "seed": seed, "runs": [run["folder"] for run in chain]})
+        return sorted(runs.values(), key=lambda run: run["stage"]), streams
 
     def searches(self) -> tuple[list[dict], list[dict]]:
         """Random searches over learning rate and weight decay; every trial after the first reuses the best one so far.

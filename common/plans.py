@@ -33,6 +33,7 @@ class Study:
     past_of: str = ""                                         # the study whose past runs these are, if not its own
     past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     generations: int = 0                                      # length of chains in which each run reuses the one before
+    portions: int = 0                                         # in which the data arrive; each run reuses the one before
     trials: int = 0                                           # of random searches in which each run reuses the best so far
     others: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)      # kind of past runs -> epochs, options
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
@@ -129,11 +130,14 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...]) -> dict[str, Stu
 
 
 def demo_sequences() -> dict[str, Study]:
-    """Chains and searches with every script that reuses one run of any kind, in a few minutes."""
+    """Chains, streams and searches with every script that reuses one run of any kind, in a few minutes."""
     scripts = [script for script in every_script()[1:] if script not in FOLDS and script not in NOTHING_REUSED]
     scratch, longer = "baselines/scratch", 0.35               # more than one epoch: a run of less keeps no checkpoint
     return {"demo-generations": Study(
                 "shapes", "resnet8", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
+                runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
+            "demo-stream": Study(
+                "shapes", "resnet8", 3, scenario="stream", recommend=False, portions=10,
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-tuning": Study(
                 "shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,

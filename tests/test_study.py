@@ -67,7 +67,7 @@ def test_plans_match_the_contract():
         assert all(f"--subset not:{k}/{len(planned.past_seeds)}" in r["command"] for k, r in enumerate(folds, 1))
         assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
         past = [r for r in made["past"] if r["folder"].split("/")[-5] == "past"]
-        assert [r["seed"] for r in past] == ([] if planned.tuning or planned.trials else list(planned.past_seeds))
+        assert [r["seed"] for r in past] == ([] if planned.tuning or planned.trials or planned.portions else list(planned.past_seeds))
         new = {r["seed"] for r in made["runs"]}
         assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
@@ -170,3 +170,32 @@ def test_regret_by_hand(tmp_path):
     assert "| `reuse` | 1 | 1/1 |" in text and "random searches of 3 trials" in text
     (tmp_path / "b3" / "summary.json").unlink()
     assert "| not finished | `python b3` |" in write_report(tmp_path).read_text()
+
+
+def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path, monkeypatch):
+    small = Study("shapes", "resnet8", 1, scenario="stream", recommend=False, portions=2, runs=(
+        Runs("baselines/scratch", (1,), (0,)), Runs("baselines/warm_start", (0.5,), (0,))))
+    made = plan("demo", small)
+    assert not made["past"] and [(r["method"], r["tag"], r["budget"], r["seed"], r["stage"]) for r in made["runs"]] == [
+        ("scratch", "p1", 1, 0, 1), ("scratch", "p2", 1, 1000, 1), ("scratch", "p1", 0.5, 0, 1),
+        ("warm_start", "p2", 0.5, 1000, 2)]
+    assert ["--subset share:0.5" in r["command"] for r in made["runs"]] == [True, False, True, False]
+    assert made["runs"][3]["command"].endswith("--past results/demo/" + made["runs"][2]["folder"])
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study.main(["--jobs", "2"])
+    root = tmp_path / "results/demo"
+    one, two, first, warm = (json.loads((root / r["folder"] / "summary.json").read_text()) for r in made["runs"])
+    report = json.loads((root / "report.json").read_text())
+    row = next(row for row in report["rows"] if row["method"] == "warm_start")
+    flops = [sum(s["flops"].values()) for s in (one, two, first, warm)]
+    accuracy = [s["test"]["accuracy"] for s in (one, two, first, warm)]
+    assert row["cost_over_scratch"]["mean"] == pytest.approx((flops[2] + flops[3]) / (flops[0] + flops[1]))
+    assert row["after_portion"] == pytest.approx(accuracy[2:]) and not report["missing"]
+    assert row["end_over_scratch"]["values"]["0"] == pytest.approx(accuracy[3] - accuracy[1])
+    assert row["along_over_scratch"]["values"]["0"] == pytest.approx(sum(accuracy[2:]) / 2 - sum(accuracy[:2]) / 2)
+    assert "| `warm_start` | 1/2 | 1/1 |" in (root / "REPORT.md").read_text()
+    (root / made["runs"][3]["folder"] / "summary.json").unlink()
+    write_report(root)
+    assert "1 runs are missing" in (root / "REPORT.md").read_text()

@@ -19,6 +19,7 @@ from common.report.overview import write_overview
 from common.report.pictures import copy_pictures
 from common.report.runs import learning_curves, read_study
 from common.report.search import write_search
+from common.report.stream import write_stream
 from common.report.tuning import write_table
 from common.report.words import terms
 
@@ -30,6 +31,8 @@ def write_report(folder: Path) -> Path:
         return write_table(folder, plan)
     if plan.get("searches"):
         return write_search(folder, plan)
+    if plan.get("streams"):
+        return write_stream(folder, plan)
     study = read_study(folder)
     report = aggregate(study)
     report["figures"] = draw(report, learning_curves(study), folder / "figures", {"landscape": draw_landscape})

@@ -22,13 +22,13 @@ RULES = """\
 
 
 def read_trial(folder: Path) -> dict | None:
-    """A finished trial, with its FLOPs."""
+    """A finished run, with its FLOPs."""
     run = read_finished(folder)
     return run and run | {"flops": sum(run["summary"]["flops"].values())}
 
 
 def state(folder: Path) -> str:
-    """Of a trial that is not finished."""
+    """Of a run that is not finished."""
     failed = folder / "failed.json"
     return f"failed: {str(read_json(failed).get('message'))[:200]}" if failed.exists() else "not finished"
 

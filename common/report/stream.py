@@ -1,0 +1,94 @@
+"""The report of streams, where data arrive in portions: what the whole sequence of runs costs, and how good it is all along."""
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.files import write_atomic, write_json
+from common.report import scores
+from common.report.markdown import table
+from common.report.origin import provenance
+from common.report.runs import one_score
+from common.report.search import TERA, interval, read_trial, state
+from common.report.words import budget, percent, point_interval, significant, terms
+
+RULES = """\
+- In a **stream** the data arrive in equal portions, and after each a run on all data so far is made; it reuses the run before it.
+  The first run is from scratch.
+- **Cost** is that of all runs of the stream, in FLOPs of training and preparation.
+- Scratch's stream makes every run from scratch. Others are compared with it at its **largest budget**, what one would do
+  without reuse.
+- **Along the way** is the mean {noun} over the runs of the stream, **at the end** that of the last.
+- Intervals are 95 % t-intervals over seeds, paired with scratch's stream of the same seed."""
+
+
+def aggregate(root: Path, plan: Mapping) -> dict:
+    """report.json: one row per method and budget."""
+    read = {folder: read_trial(root / folder) for stream in plan["streams"] for folder in stream["runs"]}
+    groups: dict[tuple, dict[int, list]] = {}
+    for stream in plan["streams"]:
+        groups.setdefault((stream["method"], stream["budget"]), {})[stream["seed"]] = [read[f] for f in stream["runs"]]
+    scratch = groups.get(max((key for key in groups if key[0] == "scratch"), default=None), {})
+    rows = []
+    for (method, share), streams in groups.items():
+        done = {seed: runs for seed, runs in streams.items() if None not in runs and None not in scratch.get(seed, [None])}
+
+        def over(value, done=done):                           # of a stream's runs, less that of scratch's
+            return interval({seed: value(runs) - value(scratch[seed]) for seed, runs in done.items()})
+
+        rows.append({
+            "method": method, "budget": share, "seeds": len(done), "planned": len(streams),
+            "cost": interval({seed: cost(runs) for seed, runs in done.items()}),
+            "cost_over_scratch": interval({seed: cost(runs) / cost(scratch[seed]) for seed, runs in done.items()}),
+            "after_portion": [scores.mean([runs[k]["test"] for runs in done.values()]) for k in range(plan_length(plan))],
+            "along_over_scratch": over(along), "end_over_scratch": over(lambda runs: runs[-1]["test"]),
+            "provenance": provenance([run for runs in done.values() for run in runs])})
+    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+            "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
+            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                        if read.get(run["folder"]) is None]}
+
+
+def plan_length(plan: Mapping) -> int:
+    return max(len(stream["runs"]) for stream in plan["streams"])
+
+
+def cost(runs: list[dict]) -> float:
+    return sum(run["flops"] for run in runs)
+
+
+def along(runs: list[dict]) -> float:
+    return sum(run["test"] for run in runs) / len(runs)
+
+
+def markdown(report: Mapping) -> str:
+    noun, portions = terms(report).noun, report["portions"]
+    rows = sorted(report["rows"], key=lambda row: (row["method"] != "scratch", -(row["along_over_scratch"]["mean"] or -9)))
+    made = {name: sorted(set().union(*(row["provenance"][name] for row in rows)))
+            for name in ("device", "versions", "batch_size", "commit")}
+    device, versions, batch_size, commit = (" and ".join(values) for values in made.values())
+    lines = []
+    for row in rows:
+        flops, over = row["cost"]["mean"], row["cost_over_scratch"]["mean"]
+        lines.append([f"`{row['method']}`", budget(row["budget"]), f"{row['seeds']}/{row['planned']}",
+                      significant(None if flops is None else flops / TERA), "–" if over is None else f"{over:.2f}",
+                      point_interval(row["along_over_scratch"]), point_interval(row["end_over_scratch"])])
+    text = table(["Method", "Budget of a run", "Seeds", "TFLOP of the stream", "over scratch's",
+                  "Along the way, points over scratch's", "At the end, points over scratch's"], lines)
+    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
+    text += f"\n\n## Test {noun} % after each portion\n\n" + table(
+        ["Method", "Budget", *(f"{k}/{portions}" for k in range(1, portions + 1))],
+        [[f"`{row['method']}`", budget(row["budget"]), *map(percent, row["after_portion"])] for row in rows])
+    gone = ""
+    if report["missing"]:
+        gone = f" {len(report['missing'])} runs are missing, and no stream that lacks one is counted."
+        text += "\n\n## Missing runs\n\n" + table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in
+                                                                      report["missing"]], text=("Command",))
+    return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: data that arrive in {portions} portions.{gone}"
+            f"\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=noun)}\n")
+
+
+def write_stream(root: Path, plan: Mapping) -> Path:
+    """Writes REPORT.md and report.json of a study of streams; returns the former's path."""
+    report = aggregate(root, plan)
+    write_json(root / "report.json", report)
+    write_atomic(root / "REPORT.md", markdown(report))
+    return root / "REPORT.md"
