@@ -67,7 +67,8 @@ def test_plans_match_the_contract():
         assert all(f"--subset not:{k}/{len(planned.past_seeds)}" in r["command"] for k, r in enumerate(folds, 1))
         assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
         past = [r for r in made["past"] if r["folder"].split("/")[-5] == "past"]
-        assert [r["seed"] for r in past] == ([] if planned.tuning or planned.trials or planned.portions else list(planned.past_seeds))
+        none = planned.tuning or planned.trials or planned.portions
+        assert [r["seed"] for r in past] == ([] if none else list(planned.past_seeds))
         new = {r["seed"] for r in made["runs"]}
         assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
