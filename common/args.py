@@ -3,11 +3,13 @@ import argparse
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
+from common.detection import STRIDE
 from common.files import Refused
 from common.models import model_name
 from common.past import find_runs, read_config
@@ -57,6 +59,8 @@ def weight(text: str) -> float:
 
 def image_size(text: str) -> int | str:
     """argparse type: pixels of a side, or height and width as in 128x160."""
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be a number of pixels, or two as in 128x160, got {text}")
     height, width = sides(text)
     if not all(8 <= side <= 1024 for side in (height, width)):
         raise argparse.ArgumentTypeError(f"must be from 8 to 1024 pixels, got {text}")
@@ -128,7 +132,7 @@ def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str]
     own("--image-size", type=image_size, metavar="PIXELS", help="side to which image files are resized once, the middle of the "
         "longer side kept; where pixels or boxes are predicted, height x width as in 128x160, the whole image "
         f"({inherited}{per_task['image_size']})")
-    add("--subset", default="all", metavar="TEXT", help="class-balanced part of the training set: all, half, share:0.2, "
+    add("--subset", default="all", metavar="TEXT", help="part of the training set, of each class alike: all, half, share:0.2, "
         "not:3/5, classes:80, members:3/5")
     add("--parts", default="", metavar="TEXT", help="score apart what --subset TEXT would keep, as old, and the rest, as new: "
         "the test examples of its classes, or, where it keeps all classes, the training examples")
@@ -177,6 +181,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         able = ", ".join(name for name, task in TASKS.items() if task.predicts in args.predicts)
         raise Refused(f"{args.method} needs a task that predicts {' or '.join(args.predicts)}, and --task {args.task} predicts "
                       f"{kind}: choose another method, or --task {able}.")
+    if TASKS[args.task].predicts != "classes":
+        refuse_classes(args)
     model_name(args.model)                                    # a past run's may be unknown here
     for name, fits, must in (("epochs", args.epochs > 0, "be above 0"), ("batch_size", args.batch_size > 1, "be above 1"),
                              ("lr", args.lr > 0, "be above 0"), ("weight_decay", args.weight_decay >= 0, "be 0 or more"),
@@ -197,6 +203,22 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
     return args
+
+
+def refuse_classes(args: argparse.Namespace) -> None:
+    """What makes no sense where pixels or boxes are predicted.
+
+    Raises
+        Refused: naming the argument.
+    """
+    for name, text in (("subset", args.subset), ("parts", args.parts)):
+        if text.partition(":")[0] not in ("", "all", "half", "share", "not"):
+            raise Refused(f"--{name} {text} goes by the class of an image, and --task {args.task} predicts "
+                          f"{TASKS[args.task].predicts}: choose half, share:0.2 or not:3/5.")
+    if args.labels != "fine":
+        raise Refused(f"--labels {args.labels} are superclasses of images: leave it out with --task {args.task}.")
+    if TASKS[args.task].predicts == "boxes" and any(side % STRIDE for side in sides(args.image_size)):
+        raise Refused(f"--image-size {args.image_size}: where boxes are predicted, sides must be multiples of {STRIDE} pixels.")
 
 
 def fill(args: argparse.Namespace) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Tables that cost a preparation, kept on disk: made by one process, charged in full to everyone who reads them."""
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from common.files import Refused, lock, read_json, unwritable, write_json
+from common.machine import free_memory
 from common.ranks import rank, wait, world
 
 
@@ -22,6 +24,10 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
     Raises
         Refused: the file cannot be written, or holds something else.
     """
+    size, free = 2 * math.prod(shape), free_memory(run.device)
+    if size > free:
+        raise Refused(f"the table of {run.args.method} would take {size / 2 ** 30:.1f} GiB, and {run.device} has "
+                      f"{free / 2 ** 30:.1f} free: keep less of it (--views), or use a method that asks the teacher as it goes.")
     text = json.dumps(key | {"shape": shape}, sort_keys=True)
     path = Path(run.args.results) / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     with run.untimed("data"):                                 # while another process makes it: charged below instead

@@ -57,7 +57,8 @@ def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tenso
 
 def fingerprint(images: np.ndarray, target: np.ndarray) -> str:
     """16 hex digits that tell data sets apart: all labels and every 97th image."""
-    crc = zlib.crc32(np.ascontiguousarray(images[::97]), zlib.crc32(np.ascontiguousarray(target.astype(np.int64))))
+    plain = target.astype(np.int64) if target.ndim == 1 else target         # classes; label maps and boxes as they are
+    crc = zlib.crc32(np.ascontiguousarray(images[::97]), zlib.crc32(np.ascontiguousarray(plain)))
     return f"{crc:08x}{zlib.crc32(str(images.shape).encode()):08x}"
 
 

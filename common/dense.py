@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.detection import BOX, STRIDE
 from common.files import Refused
 from common.models import ResNet, depth_and_width, initialised
 
@@ -18,10 +19,10 @@ class DenseResNet(ResNet):
         super().__init__(depth, outputs, width)
         del self.head                                         # the last layer stays the last
         blocks, second, third = (depth - 2) // 6, round(width * 32), round(width * 64)
-        self.stage4 = self._stage(third, 2 * third, blocks, stride=2)
-        self.stage5 = self._stage(2 * third, 2 * third, blocks, stride=2)
+        self.stage4 = self._stage(third, third, blocks, stride=2)
+        self.stage5 = self._stage(third, third, blocks, stride=2)
         merged = round(width * 16 * stride)                   # channels of the way up
-        inputs = [third, 2 * third, 2 * third] if stride == 4 else [second, third, 2 * third, 2 * third]
+        inputs = [third, third, third] if stride == 4 else [second, third, third, third]
         self.lateral = nn.ModuleList(nn.Conv2d(channels, merged, 1) for channels in inputs)
         self.smooth = nn.Sequential(nn.Conv2d(merged, merged, 3, padding=1, bias=False), nn.BatchNorm2d(merged), nn.ReLU())
         self.head = nn.Conv2d(merged, outputs, 1)
@@ -29,17 +30,19 @@ class DenseResNet(ResNet):
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """image [B, 3, H, W] normalised -> [B, outputs, H/stride, W/stride]; with `features` also the trunk's three maps."""
         maps = self.trunk(image)
-        f4 = self.stage4(maps[-1])                            # [B, 128, H/8, W/8], times the width
+        f4 = self.stage4(maps[-1])                            # [B, 64, H/8, W/8], times the width
         levels = [*maps, f4, self.stage5(f4)][-len(self.lateral):]
         merged = self.lateral[-1](levels[-1])
         for lateral, level in zip(list(self.lateral)[-2::-1], levels[-2::-1], strict=True):
             merged = lateral(level) + F.interpolate(merged, size=level.shape[2:], mode="nearest")
-        output = self.head(self.smooth(merged))
+        merged = self.smooth(merged)
+        with torch.autocast(image.device.type, enabled=False):                # boxes to better than a pixel, no ties of scores
+            output = self.head(merged.to(self.head.weight.dtype))
         return (output, maps) if features else output
 
 
 class TorchvisionSegmenter(nn.Module):
-    """One of torchvision's segmentation models, called likewise; its features are what its backbone hands on."""
+    """One of torchvision's segmentation models, without dropout, called likewise; its features are what its backbone hands on."""
 
     def __init__(self, name: str, classes: int, generator: torch.Generator):
         super().__init__()
@@ -84,7 +87,7 @@ def build_detector(name: str, classes: int, generator: torch.Generator, device: 
     if name.startswith("tv:"):
         raise Refused(f"--model {name} does not predict boxes here: choose resnet8 to resnet110, at any width.")
     depth, width = depth_and_width(name)
-    model = initialised(DenseResNet(depth, classes + 4, width, stride=4), generator)
+    model = initialised(DenseResNet(depth, classes + BOX, width, stride=STRIDE), generator)
     nn.init.normal_(model.head.weight, std=1e-3, generator=generator)
     nn.init.zeros_(model.head.bias)
     nn.init.constant_(model.head.bias[:classes], -2.19)

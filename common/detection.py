@@ -27,6 +27,7 @@ BOX = 4                                                       # channels of widt
 OVERLAP = 0.7                                                 # that CornerNet's radius is to leave
 ALPHA, BETA = 2, 4                                            # of the focal loss, section 3
 SIZE_WEIGHT, OFFSET_WEIGHT = 0.1, 1.0                         # section 4
+LEAST = 2                                                     # pixels of a box's sides: of a smaller one too little is seen
 FOUND = 0.3                                                   # probability from which an object counts as found, ours
 
 
@@ -91,6 +92,11 @@ def detection_loss(output: Tensor, target: Tensor) -> Tensor:
 
     An image without objects has the focal loss alone, undivided.
     """
+    return loss_and_heat(output, target)[0]
+
+
+def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss [B], and the heat map [B, C, h, w] that it wants."""
     logits, boxes = parted(output)
     _, classes, h, w = logits.shape
     found, wanted = objects(target, h, w), heat(target, classes, h, w)
@@ -99,7 +105,7 @@ def detection_loss(output: Tensor, target: Tensor) -> Tensor:
     focal = -torch.where(wanted == 1, hit, miss).sum((1, 2, 3))             # [B]
     away = (found.pick(boxes) - torch.cat([found.size, found.offset], 2).mT).abs()       # [B, 4, M]
     away = (weighted(away) * found.trains).sum(1)             # [B]
-    return (focal + away) / found.trains.sum(1).clamp(min=1)
+    return (focal + away) / found.trains.sum(1).clamp(min=1), wanted
 
 
 def weighted(away: Tensor) -> Tensor:
@@ -110,20 +116,20 @@ def weighted(away: Tensor) -> Tensor:
 def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
     """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
 
-    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, and the L1 distance of the boxes, weighted as in
-    the loss and by the teacher's largest probability in the cell; both summed and divided by the sum of those probabilities, and
-    at least 1. This is ours, after work that distils a detector near objects, since background would drown them (such as Wang
-    et al. 2019, arXiv:1906.03609). Classes that the teacher does not know, its logits there being -inf, take no part.
+    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the larger of the teacher's and the
+    student's probability there (at temperature 1, no gradient), and the L1 distance of the boxes, weighted as in the loss and
+    by the teacher's largest probability in the cell; each a weighted mean, but for weights of less than 1 together. This is ours,
+    after work that distils a detector where either sees an object, since background would drown them (such as Wang et al. 2019,
+    arXiv:1906.03609).
     """
     (student, boxes), (teacher, known) = parted(output), parted(soft)
+    seen = torch.maximum(teacher.sigmoid(), student.detach().sigmoid())     # [B, C, h, w]
     sure = teacher.sigmoid().amax(1)                          # [B, h, w]
-    unknown = teacher == -math.inf
-    student, teacher = (logits.masked_fill(unknown, 0.0) / temperature for logits in (student, teacher))
-    p = teacher.sigmoid()
-    cross, entropy = (F.binary_cross_entropy_with_logits(logits, p, reduction="none") for logits in (student, teacher))
-    kl = temperature ** 2 * (cross - entropy).sum((1, 2, 3))  # [B]
-    away = (sure * weighted((boxes - known).abs())).sum((1, 2))
-    return (kl + away) / sure.sum((1, 2)).clamp(min=1)
+    p = (teacher / temperature).sigmoid()
+    cross, entropy = (F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
+                      for logits in (student, teacher))
+    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)    # [B]
+    return kl + (sure * weighted((boxes - known).abs())).sum((1, 2)) / sure.sum((1, 2)).clamp(min=1)
 
 
 def detection_mean(outputs: list[Tensor], temperature: float) -> Tensor:
@@ -145,9 +151,10 @@ def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     best, kind = found.pick(p).max(1)                         # [B, M]
     right = ((kind == found.kind) & (best > FOUND) & found.trains).sum(1)
     count = found.trains.sum(1)
-    return {"loss": detection_loss(output, target),
+    loss, wanted = loss_and_heat(output, target)
+    return {"loss": loss,
             "correct": torch.where(count > 0, right / count.clamp(min=1), 1.0),
-            "el2n": (p - heat(target, *p.shape[1:])).flatten(1).norm(dim=1)}
+            "el2n": (p - wanted).flatten(1).norm(dim=1)}
 
 
 @torch.no_grad()
@@ -178,7 +185,7 @@ def shifted(boxes: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, height: int, wi
     y0, y1 = ((y + PAD - dy[:, None]).clamp(0, height) for y in (y0, y1))
     mirror = flip[:, None] == 1
     x0, x1 = torch.where(mirror, width - x1, x0), torch.where(mirror, width - x0, x1)
-    gone = (kind < 0) | (x1 - x0 < 2) | (y1 - y0 < 2)
+    gone = (kind < 0) | (x1 - x0 < LEAST) | (y1 - y0 < LEAST)
     moved = torch.stack([kind + 1, x0, y0, x1, y1, difficult], 2).masked_fill(gone[..., None], 0.0)
     return torch.cat([moved[..., :1] - 1, moved[..., 1:]], 2)
 

@@ -31,10 +31,13 @@ def resized(pairs: Sequence[tuple[Path, Path]], size: tuple[int, int], void: int
     for n, (photo, labels) in enumerate(tqdm(pairs, "decoding", unit="image", disable=None, leave=False)):
         try:
             with Image.open(photo) as image, Image.open(labels) as label:
+                if image.size != label.size:
+                    raise ValueError(f"its label map is {label.size[0]} x {label.size[1]} pixels, the image {image.size[0]} x "
+                                     f"{image.size[1]}")
                 images[n] = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
                 found = np.asarray(label.resize(size[::-1], Image.Resampling.NEAREST))
             if found.ndim != 2:
-                raise ValueError(f"{labels.name} is a picture in colours, expected one number a pixel")
+                raise ValueError(f"{labels.name} has several numbers a pixel (mode {label.mode}), expected one")
             if ((found >= classes) & (found != void)).any():
                 raise ValueError(f"{labels.name} holds class {found[(found >= classes) & (found != void)].max()}, expected 0 to "
                                  f"{classes - 1}, or {void} where nobody says")
@@ -61,7 +64,7 @@ def read_camvid(data_dir: str, size: tuple[int, int]) -> tuple:
 
 
 def with_maps(root: Path, part: str) -> list[tuple[Path, Path]]:
-    """Images of `root/part` with their label maps of `root/partannot`, by their names without endings.
+    """Images of `root/part` with their label maps of `root/partannot`, by their paths without endings.
 
     Raises
         Refused: there are none, or an image has no map.
@@ -69,13 +72,15 @@ def with_maps(root: Path, part: str) -> list[tuple[Path, Path]]:
     for folder in (root / part, root / f"{part}annot"):
         if not folder.is_dir():
             raise Refused(f"{folder} is missing: expected images in {root / part} and their label maps in {root / part}annot.")
-    maps = {path.stem: path for path in files_below(root / f"{part}annot")}
-    images = files_below(root / part)
-    alone = [path.name for path in images if path.stem not in maps]
-    if alone or not images:
+    maps, images = ({path.relative_to(folder).with_suffix(""): path for path in files_below(folder)}
+                    for folder in (root / f"{part}annot", root / part))
+    if not images:
+        raise Refused(f"{root / part} holds no image: expected the data set's .png or .jpg files there.")
+    alone = [path.name for name, path in images.items() if name not in maps]
+    if alone:
         raise Refused(f"{len(alone)} of {len(images)} images of {root / part} have no label map in {root / part}annot "
                       f"({', '.join(alone[:NAMED])}): each NAME.png needs a NAME.png there.")
-    return [(path, maps[path.stem]) for path in images]
+    return [(path, maps[name]) for name, path in images.items()]
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +91,7 @@ def read_voc_seg(data_dir: str, size: tuple[int, int]) -> tuple:
     def pairs(part):
         try:
             found = VOCSegmentation(data_dir, "2012", part)
-        except RuntimeError:                                  # not there
+        except (RuntimeError, OSError):                       # not there, or not whole
             try:
                 with lock(Path(data_dir) / ".voc2012.lock", wait=True):
                     found = VOCSegmentation(data_dir, "2012", part, download=True)

@@ -105,11 +105,12 @@ def model_name(text: str) -> str:
         return text
     if text.startswith("tv:"):
         from torchvision import models as torchvision_models  # costs a second; our own ResNets need none of it
-        if text[3:] in torchvision_models.list_models(torchvision_models):
+        if text[3:] in {*torchvision_models.list_models(torchvision_models),
+                        *torchvision_models.list_models(torchvision_models.segmentation)}:
             return text
     raise Refused(f"--model {text} is unknown here; choose from {', '.join(MODELS)}, one of these at another width "
-                  "(resnet56x2, resnet20x0.5), or one of torchvision's classification models (tv:resnet18, "
-                  "tv:mobilenet_v3_small).")
+                  "(resnet56x2, resnet20x0.5), one of torchvision's classification models (tv:resnet18, "
+                  "tv:mobilenet_v3_small), or of its segmentation models where pixels are predicted (tv:fcn_resnet50).")
 
 
 def build(name: str, classes: int, generator: torch.Generator, device: torch.device, size: int = 32) -> nn.Module:
@@ -134,10 +135,12 @@ def depth_and_width(name: str) -> tuple[int, float]:
 
 
 def initialised(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """The model with weights drawn anew: convolutions kaiming normal (fan-out), linear layers uniform as PyTorch has them."""
+    """The model with weights drawn anew: convolutions kaiming normal (fan-out), biases 0, linear layers as PyTorch has them."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = module.in_features ** -0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)

@@ -172,6 +172,9 @@ class PastRun:
             fits = {k: w for k, w in theirs.items() if not k.startswith(model.head_name + ".") and k in mine
                     and mine[k].shape == w.shape}
             left = sorted(set(mine) - set(fits))
+            if not fits:
+                raise Refused(f"past run {self.name} is a {self.architecture}, of which nothing fits into this run's "
+                              f"{self.args.model}: name past runs of the same model, or train from scratch.")
             self._say(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
             return mine | fits
         if self.architecture != self.args.model or not (self._same_classes() or self._known()):
@@ -179,7 +182,8 @@ class PastRun:
                           f"{self.task}, this run a {self.args.model} for {len(self.data.classes)} {self.data.labels} ones of "
                           f"{self.args.task}: the weights do not fit. Name past runs of the same model and task that "
                           "share classes.")
-        if self.architecture.startswith("tv:") and (min(sides(self.image_size)) < 64) != (self.data.train.size < 64):
+        mine_small, theirs_small = (side < 64 for side in (self.data.train.size, min(sides(self.image_size))))
+        if self.architecture.startswith("tv:") and mine_small != theirs_small and TASKS[self.task].predicts == "classes":
             raise Refused(f"past run {self.name} has the {self.architecture} for images of {self.image_size} pixels, whose stem "
                           f"is another than for {self.data.train.size}: use --image-size {self.image_size}, or its outputs.")
         if self._same_classes():
@@ -215,7 +219,7 @@ class PastRun:
         if not self.config["args"]["holdout"]:
             raise Refused(f"past run {self.name} was made without --holdout, so nothing but the test set says how good it is: "
                           "leave --pick best out, or name runs made with a holdout.")
-        return next(iter(self.summary["test"].values()))    # the task's score
+        return self.summary["test"][TASKS[self.task].score]
 
     def curve(self) -> list[dict]:
         """The run's rows of metrics.jsonl, epoch 0 first."""

@@ -11,6 +11,7 @@ from common.amp import autocast
 from common.data import all_batches
 from common.detection import BOX, decode
 from common.files import write_atomic
+from common.segmentation import at_labels
 from common.splits import VOID, Split
 
 SHOWN, GAP = 4, 4                                             # test images; pixels between pictures
@@ -49,7 +50,7 @@ def rows(*columns: np.ndarray) -> np.ndarray:
 def segmented(model: nn.Module, split: Split) -> np.ndarray:
     """[h, w, 3] uint8: test images, their label maps, the predicted ones, in the classes' colours; void is black."""
     image, target, output = first_outputs(model, split)
-    logits = torch.nn.functional.interpolate(output, size=target.shape[1:], mode="bilinear", align_corners=False)
+    logits = at_labels(output, target)
     palette = np.zeros((VOID + 1, 3), np.uint8)
     palette[:output.shape[1]] = colours(output.shape[1])
     return rows(image, palette[target.numpy()], palette[logits.argmax(1).numpy()])

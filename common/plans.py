@@ -118,10 +118,11 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...]) -> dict[str, Stu
     half = (0.5,)
     return {
         f"{name}-mini-tuning": Study(**shape, tuning=True, runs=tuple(
-            runs for budget in (0.5, 1) for runs in tuning(budget, rates, (5e-4, 2e-3)))),
+            runs for budget in (0.5, 1, 2) for runs in tuning(budget, rates, (5e-4, 2e-3)))),
         f"{name}-mini": Study(**shape, runs=(
-            Runs("baselines/scratch", (0.5, 1), THREE), Runs("methods/kd", half, THREE),
-            Runs("methods/ensemble_distill", half, THREE, **SAMPLE), Runs("methods/loss_replay", half, THREE),
+            Runs("baselines/scratch", (0.5, 1, 2), THREE), Runs("methods/kd", half, THREE),
+            Runs("methods/ensemble_distill", half, THREE, **SAMPLE),
+            Runs("baselines/warm_start", half, THREE), Runs("methods/loss_replay", half, THREE),
             Runs("methods/partial_kd", half, THREE), Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
         f"{name}-mini-grow": Study(
             **shape, scenario="grow", past_seeds=(100, 101), past_options=("--subset", "half"), options=("--parts", "half"),

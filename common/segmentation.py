@@ -12,7 +12,15 @@ BATCH = 32                                                    # images of an eva
 
 def at_labels(output: Tensor, target: Tensor) -> Tensor:
     """Logits [B, C, h, w] -> [B, C, H, W] float32 at the labels' resolution, bilinear."""
-    return F.interpolate(output.float(), size=target.shape[1:], mode="bilinear", align_corners=False)
+    return on_grid(output, target[:, None])
+
+
+def on_grid(output: Tensor, like: Tensor) -> Tensor:
+    """Logits [B, C, h, w] -> float32, brought to the grid of `like` where another model has another stride."""
+    output = output.float()
+    if output.shape[2:] == like.shape[2:]:
+        return output
+    return F.interpolate(output, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def mean_of_pixels(values: Tensor, target: Tensor) -> Tensor:
@@ -33,19 +41,19 @@ def pixel_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
     Liu et al. 2019, arXiv:1903.04197, equation 1 (pixel-wise distillation), with Hinton's T^2. Void pixels take part: the
     teacher has an opinion of them, too.
     """
-    student, teacher = (F.log_softmax(logits.float() / temperature, 1) for logits in (output, soft))
+    student, teacher = (F.log_softmax(on_grid(logits, output) / temperature, 1) for logits in (output, soft))
     return temperature ** 2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean((1, 2))
 
 
 def pixel_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is recorded of each image [B]: means over its pixels of cross-entropy, of whether correct, and of |p - y| (EL2N)."""
     logits = at_labels(output.detach(), target)
-    log_p = F.log_softmax(logits, 1)                          # [B, C, H, W]
     label = target.where(target != VOID, 0)
-    own = log_p.gather(1, label[:, None])[:, 0]               # [B, H, W]
-    norm = (log_p.exp().pow(2).sum(1) - 2 * own.exp() + 1).clamp(min=0).sqrt()
-    found = {"loss": -own, "correct": (logits.argmax(1) == label).float(), "el2n": norm}
-    return {name: mean_of_pixels(values, target) for name, values in found.items()}
+    right = (logits.argmax(1) == label).float()               # [B, H, W]
+    loss = F.cross_entropy(logits, label, reduction="none")
+    p = logits.softmax(1)
+    norm = (p.square_().sum(1) - 2 * (-loss).exp() + 1).clamp_(min=0).sqrt_()
+    return {name: mean_of_pixels(values, target) for name, values in (("loss", loss), ("correct", right), ("el2n", norm))}
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:
@@ -65,7 +73,7 @@ def evaluate_segmenter(model: nn.Module, split: Split) -> dict[str, float]:
         with autocast(split.amp, split.device):
             output = model(examples.image)
         logits, known = at_labels(output, examples.target), examples.target != VOID
-        loss = loss + pixel_cross_entropy(output, examples.target).sum()
+        loss = loss + pixel_cross_entropy(logits, examples.target).sum()
         classes = logits.shape[1]
         pairs = examples.target[known] * classes + logits.argmax(1)[known]
         counts = torch.bincount(pairs, minlength=classes ** 2).view(classes, classes)

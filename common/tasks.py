@@ -19,7 +19,7 @@ from common.detection import detection_distill, detection_loss, detection_mean, 
 from common.mapfiles import read_camvid, read_shapes_seg, read_voc_seg
 from common.pictures import detected, segmented
 from common.seeding import generator
-from common.segmentation import evaluate_segmenter, pixel_cross_entropy, pixel_distill, pixel_stats
+from common.segmentation import evaluate_segmenter, on_grid, pixel_cross_entropy, pixel_distill, pixel_stats
 from common.splits import MapSplit, Split, sides
 
 
@@ -75,6 +75,12 @@ def mean_output(outputs: list[Tensor], temperature: float) -> Tensor:
     return temperature * log_mean
 
 
+def mean_on_finest(outputs: list[Tensor], temperature: float) -> Tensor:
+    """`mean_output` of P teachers' logits [B, C, h, w] on the finest of their grids."""
+    finest = max(outputs, key=lambda output: output.shape[2])
+    return mean_output([on_grid(output, finest) for output in outputs], temperature)
+
+
 def classification_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is recorded of each example [B]: plain cross-entropy, whether correct, EL2N |p - y| (arXiv:2107.07075)."""
     output = output.detach().float()
@@ -124,7 +130,7 @@ def dense(read: Callable) -> Callable:
 
 CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output, "stats": classification_stats,
            "evaluate": evaluate_classifier}
-PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_output, "stats": pixel_stats,
+PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_on_finest, "stats": pixel_stats,
           "evaluate": evaluate_segmenter, "picture": segmented, "predicts": "pixels", "score": "miou"}
 BOXES = {"loss": detection_loss, "distill": detection_distill, "mean": detection_mean, "stats": detection_stats,
          "evaluate": evaluate_detector, "picture": detected, "predicts": "boxes", "score": "map50"}

@@ -22,6 +22,8 @@ class Torchvision(nn.Module):
 
     def __init__(self, name: str, classes: int, size: int, generator: torch.Generator):
         super().__init__()
+        if name in models.list_models(models.segmentation):
+            raise Refused(f"tv:{name} predicts pixels, not the class of an image: choose another --model, such as tv:resnet18.")
         options = {"image_size": size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}

@@ -49,15 +49,14 @@ def cached_outputs(run, data, views):
     @torch.no_grad()
     def ask(call, table):
         for column in range(args.views):
-            for batch in all_batches(data.train, 500, views[:, column]):
+            for batch in all_batches(data.train, args.batch_size, views[:, column]):
                 table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
 
     key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
            "labels": args.labels, "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
            "device": run.config["device"]}
-    with torch.no_grad():
-        few = next(all_batches(data.train, 2))                # how large an output is
-        shape = teacher(few.image).shape[1:]
+    with run.prepare("cache") as call, torch.no_grad():
+        shape = call(teacher, next(all_batches(data.train, 2)).image).shape[1:]     # how large an output is
     return cached_table(run, "cache", key, (data.examples, args.views, *shape), ask)
 
 

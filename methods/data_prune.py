@@ -17,6 +17,7 @@ import torch
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.files import Refused
 from common.run import Run
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
@@ -32,6 +33,9 @@ def parser():
 
 def forgetting(correct):
     """correct [E, N] of 0 and 1 -> [N] times that 1 was followed by 0; E where it was never 1; NaN where unseen."""
+    if ((correct > 0) & (correct < 1)).any():
+        raise Refused("--score forgetting needs examples that are right or wrong, and here they are right in part: choose "
+                      "el2n or loss.")
     events = ((correct[:-1] == 1) & (correct[1:] == 0)).sum(0).float()
     events = torch.where((correct == 1).any(0), events, float(len(correct)))
     return torch.where(correct.isnan().all(0), torch.nan, events)

@@ -38,7 +38,7 @@ def unseen_loss(call, past, data, task, run):
     total, count = torch.zeros(data.examples, device=run.device), torch.zeros(data.examples, device=run.device)
     for fold in past:
         unseen, model = fold.examples("loss").isnan(), fold.model(run.device, every_class=True)
-        for batch in all_batches(data.train.only(unseen), 500):
+        for batch in all_batches(data.train.only(unseen), run.args.batch_size):
             with autocast(run.amp, run.device):
                 total[batch.index] += task.loss(call(model, batch.image), batch.target)
             count[batch.index] += 1

@@ -1,12 +1,15 @@
 """Every script on tasks that predict pixels or boxes, what such a run leaves, and scores against an image of the truth."""
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, call_main, needs_past, run_script
+from conftest import SCRIPTS, call_main, fork_script, needs_past, parse, rows, run_script, same_weights, wait_for
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ranks import end, start
 from torch import nn
 
 from common import tasks
@@ -14,7 +17,9 @@ from common.boxes import BoxSplit, evaluate_detector
 from common.detection import heat, objects
 from common.files import Refused
 from common.log import rebuild_tensorboard
+from common.pictures import boxed, colours
 from common.plans import FOLDS, NOT_BOXES, ONLY_CLASSES
+from common.seeding import generator
 from common.splits import VIEWS
 
 DENSE = ("shapes-seg", "shapes-det")
@@ -55,13 +60,70 @@ def test_pictures_show_truth_beside_prediction(task, pasts, tmp_path):
     folder = run_script("baselines/scratch", "--task", task, "--epochs", 1, "--results", tmp_path)
     picture = np.asarray(Image.open(folder / "pictures.png"))
     assert picture.shape == (4 * 32 + 3 * 4, 3 * 32 + 2 * 4, 3) and (picture[:, 32:36] == 255).all()
-    assert (picture[:32, :32] != picture[:32, 36:68]).any()
+    data = tasks.TASKS[task].load(parse("baselines/scratch", "--task", task, "--results", tmp_path), torch.device("cpu"))
+    image = data.test.disk[data.test.index[0]]
+    if task == "shapes-seg":
+        own = data.test.target[0, 4:-4, 4:-4]                 # without its padding
+        truth, empty = colours(6)[own.numpy()], np.broadcast_to(colours(6)[0], image.shape)
+    else:
+        truth, empty = boxed(image[None], [data.test.target[0, :1, :5].tolist()], 5)[0], image
+    assert np.array_equal(picture[:32, :32], image) and np.array_equal(picture[:32, 36:68], truth)
+    model = tasks.TASKS[task].net("resnet8", len(data.classes), generator(0, "weights"), torch.device("cpu"), 32)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.linspace(0, -9, len(model.head.bias)) if task == "shapes-seg" else torch.tensor(-9.0))
+    shown = tasks.TASKS[task].picture(model, data.test)       # background everywhere, or no box
+    assert np.array_equal(shown[:32, 36:68], truth) and np.array_equal(shown[:32, 72:], empty)
     for again in (False, True):
         if again:
             rebuild_tensorboard(folder)
         events = EventAccumulator(str(folder / "tb"))
         events.Reload()
         assert events.Tags()["images"] == ["predictions"] and f"test/{SCORES[task][0]}" in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("task", DENSE)
+@pytest.mark.parametrize("script, options, other", [("methods/kd", ["--alpha", 0], "baselines/scratch"),
+                                                    ("methods/cached_kd", ["--alpha", 0, "--views", 162], "baselines/scratch"),
+                                                    ("methods/rho_loss", ["--keep", 1], "baselines/scratch"),
+                                                    ("methods/dash", ["--threshold", 1], "baselines/warm_start")])
+def test_neutral_settings_are_so_here_too(task, script, options, other, pasts, tmp_path):
+    argv = ["--task", task, "--subset", "half", "--epochs", 0.5, "--seed", 1, "--results", tmp_path]
+    mine = run_script(script, *argv, *options, *pasts(task, script))
+    assert same_weights(mine, run_script(other, *argv, *pasts(task, other)))
+
+
+@pytest.mark.parametrize("task", DENSE)
+@pytest.mark.parametrize("script", ["methods/loss_replay", "methods/cached_kd"])
+def test_a_killed_run_goes_on_bit_for_bit(task, script, pasts, tmp_path):
+    argv = ["--task", task, "--subset", "half", "--epochs", 2.5, "--batch-size", 24, "--seed", 1, *pasts(task, script)]
+    calm = run_script(script, *argv, "--results", tmp_path / "calm")
+    process = fork_script(script, *argv, "--results", tmp_path / "killed")
+    metrics = tmp_path / "killed" / calm.relative_to(tmp_path / "calm") / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    killed = run_script(script, *argv, "--results", tmp_path / "killed")
+    assert same_weights(calm, killed) and rows(calm) == rows(killed)
+
+
+@pytest.mark.parametrize("task", DENSE)
+@pytest.mark.parametrize("script", ["methods/kd", "methods/rho_loss"])
+def test_two_ranks_see_what_one_process_sees(task, script, pasts, tmp_path):
+    argv = ["--task", task, "--subset", "half", "--epochs", 0.8, "--seed", 1, *pasts(task, script)]
+    alone = run_script(script, *argv, "--results", tmp_path / "one")
+    codes = end(start(lambda: call_main(script, *argv, "--results", tmp_path / "two"), console=tmp_path))
+    assert codes == [0, 0], (tmp_path / "rank0.txt").read_text() + (tmp_path / "rank1.txt").read_text()
+    folder = tmp_path / "two" / alone.relative_to(tmp_path / "one")
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (alone, folder))
+    assert (one["steps"], one["examples"], one["flops"]["training"]) == (two["steps"], two["examples"], two["flops"]["training"])
+    assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=0.3)              # batch norm of another half
+
+
+def test_forgetting_needs_examples_that_are_right_or_wrong(pasts, tmp_path):
+    with pytest.raises(Refused, match="right in part: choose"):
+        run_script("methods/data_prune", "--task", "shapes-seg", "--score", "forgetting", "--results", tmp_path,
+                   *pasts("shapes-seg", "methods/data_prune"))
 
 
 class Perfect(nn.Module):

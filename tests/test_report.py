@@ -686,9 +686,12 @@ def test_pictures_of_scratch_stand_beside_those_of_the_best_method(tmp_path):
     assert "by the run of seed 0, a row each" in section
     assert "| `scratch`, budget 1: 50.0 ± " in section and "| `kd`, budget 1: 61.0 ± " in section
     assert "`kd` has the highest of the methods with pictures at this budget." in section and "<sub>Abacus" in section
-    # without pictures at scratch's budget, the highest of the rest; without any at all, no section and no old files
+    # without others' pictures there, the largest budget where both have some; else the highest of the rest; else no section
     for path in tmp_path.glob("[kehn]*/e8/*/pictures.png"):
         path.unlink()
+    assert [picture["budget"] for picture in run(tmp_path)["pictures"]] == [0.5, 0.5]
+    assert [(figures / f"pictures_{which}.png").read_bytes() for which in ("scratch", "best")] == [strip(1), strip(8)]
+    next(tmp_path.glob("scratch/e4/*/pictures.png")).unlink()
     add(tmp_path, "ema", 0.25, 3, 0.3, score="miou", picture=strip(10))
     assert run(tmp_path)["pictures"][1] == {"name": "pictures_best", "method": "dkd", "budget": 0.5, "seed": 0}
     assert "`dkd` has the highest of the methods with pictures." in (tmp_path / "REPORT.md").read_text()

@@ -117,9 +117,6 @@ def test_data_of_a_task(tmp_path):
     assert data.classes == ["background", "disc", "square", "triangle", "cross", "star"]
     label = data.train.targets(data.train.index, torch.full((160,), PAD * 9 + PAD))
     assert set(label.unique().tolist()) == set(range(6)) and set(data.train.parts) == {"old", "new"}
-    with pytest.raises(Refused, match="with numbers that fit"):
-        args.subset = "classes:3"
-        tasks.TASKS["shapes-seg"].load(args, CPU)
 
 
 def camvid(root, size=(24, 18), label=0):
@@ -149,6 +146,8 @@ def test_camvid_files_of_any_kind_become_one_size(tmp_path):
     (lambda root: None, "holds class 200, expected 0 to 10, or 11"),
     (lambda root: (root / "trainannot" / "1.png").unlink(), r"1 of 3 images .* have no label map .*1\.jpg"),
     (lambda root: (root / "train" / "1.jpg").write_bytes(b"no"), r"1\.jpg: UnidentifiedImageError"),
+    (lambda root: Image.new("L", (18, 24)).save(root / "trainannot" / "1.png"), "its label map is 18 x 24"),
+    (lambda root: [path.unlink() for path in (root / "train").iterdir()], "train holds no image"),
     (lambda root: [path.unlink() for path in (root / "testannot").iterdir()] and (root / "testannot").rmdir(), "is missing")])
 def test_camvid_refuses_by_name(tmp_path, spoil, said):
     camvid(tmp_path, label=0)
@@ -171,7 +170,7 @@ def test_voc_as_torchvision_lays_it_out(tmp_path):
     palette = Image.fromarray(np.array([[0, 20], [255, 5]], np.uint8))
     palette.putpalette([c // 3 for c in range(768)])          # VOC's maps are pictures with a palette
     for name in ("a", "b"):
-        Image.new("RGB", (4, 4)).save(root / "JPEGImages" / f"{name}.jpg")
+        Image.new("RGB", (2, 2)).save(root / "JPEGImages" / f"{name}.jpg")
         palette.save(root / "SegmentationClass" / f"{name}.png")
     (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("b\n")
@@ -184,6 +183,9 @@ def test_the_model_begins_with_a_classifiers_trunk_and_ends_with_its_head(past, 
     output, features = model(torch.zeros(2, 3, 32, 48), features=True)
     assert output.shape == (2, 6, 16, 24) and [f.shape[1:] for f in features] == [(16, 32, 48), (32, 16, 24), (64, 8, 12)]
     assert list(model.named_children())[-1][0] == "head" and len(features) == model.stages
+    torch.rand(1)                                             # initial weights are a function of the generator alone
+    again = build_segmenter("resnet8", 6, generator(0, "weights"), CPU, 32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     fine = DenseResNet(8, 7, width=2, stride=4)(torch.zeros(2, 3, 32, 32))
     assert fine.shape == (2, 7, 8, 8)
     run_script("baselines/warm_start", "--task", "shapes-seg", "--part", "trunk", "--past", past, "--model", "resnet8",
@@ -192,9 +194,41 @@ def test_the_model_begins_with_a_classifiers_trunk_and_ends_with_its_head(past, 
     assert "from scratch: head.bias, head.weight, lateral.0.bias" in said and "stage4" in said and "stage3" not in said
 
 
+def test_teachers_of_another_stride_are_brought_to_the_students_grid():
+    coarse, fine = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 4, 4)
+    coarse[0, 0] = 2.0                                        # the same everywhere: no interpolation changes it
+    assert torch.allclose(pixel_distill(fine, coarse, 2.0), pixel_distill(fine, coarse[:, :, :1, :1].expand_as(fine), 2.0))
+    mean = tasks.TASKS["shapes-seg"].mean([coarse, fine], 1.0)
+    p = (1 / (1 + math.exp(-2)) + 0.5) / 2
+    assert mean.shape == fine.shape and torch.allclose(mean.softmax(1)[:, 0], torch.tensor(p))
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--labels", "coarse"], "--labels coarse are superclasses of images"),
+    (["--subset", "classes:3"], "goes by the class of an image"), (["--parts", "members:1/1"], "goes by the class of an image"),
+    (["--task", "shapes-det", "--image-size", 30], "multiples of 4"),
+    (["--task", "shapes", "--image-size", "32x64"], "images to be classified are square")])
+def test_what_makes_no_sense_is_refused(options, said, tmp_path):
+    with pytest.raises(Refused, match=said):
+        parse("baselines/scratch", "--task", "shapes-seg", *options, "--results", tmp_path)
+    with pytest.raises(SystemExit):
+        parse("baselines/scratch", "--task", "shapes-seg", "--image-size", "128x")
+
+
+def test_a_torchvision_model_by_hand_and_what_it_cannot_do(tmp_path):
+    argv = ["--epochs", 0.2, "--subset", "share:0.2", "--batch-size", 4, "--results", tmp_path]
+    folder = run_script("baselines/scratch", "--task", "shapes-seg", "--model", "tv:lraspp_mobilenet_v3_large", *argv)
+    assert (folder / "pictures.png").exists()
+    for task, model, said in (("shapes", "tv:fcn_resnet50", "predicts pixels"), ("shapes-det", "tv:resnet18", "predict boxes"),
+                              ("shapes-seg", "tv:resnet18", "does not predict pixels")):
+        with pytest.raises(Refused, match=said):
+            run_script("baselines/scratch", "--task", task, "--model", model, *argv)
+
+
 @pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
 def test_torchvisions_models(name):
     model = build_segmenter(f"tv:{name}", 5, generator(0, "weights"), CPU, 64)
+    torch.rand(1)
     again = build_segmenter(f"tv:{name}", 5, generator(0, "weights"), CPU, 64)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     output, features = model(torch.zeros(2, 3, 64, 64), features=True)

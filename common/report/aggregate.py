@@ -215,7 +215,8 @@ def aggregate(study: Mapping) -> dict:
               "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
-              "past": past_runs(usual), "missing": listed("not started", "unfinished"), "failed": listed("failed")}
+              "past": past_runs(usual, study["score"]), "missing": listed("not started", "unfinished"),
+              "failed": listed("failed")}
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

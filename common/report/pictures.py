@@ -10,18 +10,19 @@ NAMES = ("pictures_scratch", "pictures_best")
 
 
 def choose(runs: Sequence[Mapping], rows: Sequence[Mapping]) -> list[Mapping | None]:
-    """Runs to show: scratch's, at its largest budget up to 1, lowest seed, and the best method's; None where there is none.
+    """Runs to show: the best method's and scratch's in the same budget, of one seed if it can be had; None where there is none.
 
-    The best is the complete row with the highest mean at scratch's budget or, if none has pictures there, at any;
-    of it the run with scratch's seed, if it can be had.
+    The budget is the largest up to 1 in which both have pictures, else scratch's own largest; the best is the complete row with
+    the highest mean there or, if none has pictures there, at any.
     """
     shown = [run for run in runs if run["summary"] and run["pictures"]]
-    scratch = min((run for run in shown if run["label"] == "scratch" and run["budget"] <= 1),
-                  key=lambda run: (-run["budget"], run["seed"]), default=None)
     kept = {(run["label"], run["budget"]) for run in shown}
     others = [row for row in rows if row["complete"] and row["method"] != "scratch" and (row["method"], row["budget"]) in kept]
-    beside = [row for row in others if scratch and row["budget"] == scratch["budget"]]
-    best = max(beside or others, key=lambda row: row["mean"], default=None)
+    budgets = {share for label, share in kept if label == "scratch" and share <= 1}
+    share = max(budgets & {row["budget"] for row in others} or budgets, default=None)
+    scratch = min((run for run in shown if (run["label"], run["budget"]) == ("scratch", share)), key=lambda run: run["seed"],
+                  default=None)
+    best = max([row for row in others if row["budget"] == share] or others, key=lambda row: row["mean"], default=None)
     return [scratch, best and min((run for run in shown if (run["label"], run["budget"]) == (best["method"], best["budget"])),
                                   key=lambda run: (not scratch or run["seed"] != scratch["seed"], run["seed"]))]
 

@@ -61,7 +61,11 @@ def along(runs: list[dict]) -> float:
 
 def markdown(report: Mapping) -> str:
     noun, portions = terms(report).noun, report["portions"]
-    rows = sorted(report["rows"], key=lambda row: (row["method"] != "scratch", -(row["along_over_scratch"]["mean"] or -9)))
+    def worst_last(row):
+        gain = row["along_over_scratch"]["mean"]
+        return row["method"] != "scratch", gain is None, -(gain or 0)
+
+    rows = sorted(report["rows"], key=worst_last)
     made = {name: sorted(set().union(*(row["provenance"][name] for row in rows)))
             for name in ("device", "versions", "batch_size", "commit")}
     device, versions, batch_size, commit = (" and ".join(values) for values in made.values())

@@ -110,9 +110,11 @@ def regime(report: Mapping) -> str:
     train, name = report["past"]["train_accuracy"], terms(report).train
     if train["mean"] is None:
         return f"{name} of the past runs unknown, regime unknown"
+    value = f"{name} {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %)"
+    if report["past"]["regime"] is None:                      # large classes and easy objects are right without memory
+        return f"{value}, which says little about whether they memorize"
     verb = {"underfits": "underfit (below 95 %)", "memorizes": "memorize (at least 95 %)"}[report["past"]["regime"]]
-    return (f"{name} {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %): "
-            f"they {verb}")
+    return f"{value}: they {verb}"
 
 
 def distinct(values: Iterable) -> list:
