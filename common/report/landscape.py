@@ -89,14 +89,15 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
 
 
 def result(report: Mapping, script: str) -> str:
-    """The README's cell of a script: its headline number at the common budget."""
-    row = next((row for row in report["rows"] if row["budget"] == report["common_budget"] and row["method"] == script), None)
-    if script == "scratch" or row is None:
-        return ""
-    if not row["seeds"]:
-        return "missing"
+    """The README's cell of a script: its headline number at the common budget, then those of its variants, by their tags."""
     marks = {"gain_over_warm_start": " (w)", "gain_over_scratch_2": " (2)"}
-    return point_interval(headline(row)) + next((mark for name, mark in marks.items() if name in row), "")
+    found = []
+    for row in report["rows"]:
+        method, _, tag = row["method"].partition("-")
+        if method == script != "scratch" and row["budget"] == report["common_budget"]:
+            value = point_interval(headline(row)) if row["seeds"] else "missing"
+            found.append(f"{tag} {value}".strip() + next((mark for name, mark in marks.items() if name in row), ""))
+    return "; ".join(found)
 
 
 def draw_landscape(report: Mapping, path: Path) -> bool:
