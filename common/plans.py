@@ -136,9 +136,10 @@ def demo_sequences() -> dict[str, Study]:
     scratch, longer = "baselines/scratch", 0.35               # more than one epoch: a run of less keeps no checkpoint
     return {"demo-generations": Study(
                 "shapes", "resnet8", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
+                past_options=("--subset", "half"), options=("--subset", "half"),
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-stream": Study(
-                "shapes", "resnet8", 3, scenario="stream", recommend=False, portions=10,
+                "shapes", "resnet8x0.5", 3, scenario="stream", recommend=False, portions=10,
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-tuning": Study(
                 "shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,
