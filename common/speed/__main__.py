@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
     names = [*(name for name in LOOPS if name in {"textbook", "eager", *args.loops}), "convolutions"]
     total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) if scripts else 0)
-    begin = time.perf_counter()
+    begin, code = time.perf_counter(), code_version()         # that which runs, whatever is edited meanwhile
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", file=sys.stderr) as bar:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             built = build_loops(options, folder, names)
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,
              "minutes": (time.perf_counter() - begin) / 60,
-             "machine": {"device": device_name(device), "threads": torch.get_num_threads()} | versions() | code_version()}
+             "machine": {"device": device_name(device), "threads": torch.get_num_threads()} | versions() | code}
     print(report(found))
     if args.json:
         write_json(Path(args.json), found)
