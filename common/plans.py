@@ -139,7 +139,7 @@ def demo_sequences() -> dict[str, Study]:
                 past_options=("--subset", "half"), options=("--subset", "half"),
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-stream": Study(
-                "shapes", "resnet8x0.5", 3, scenario="stream", recommend=False, portions=10,
+                "shapes", "resnet8x0.5", 3, scenario="stream", recommend=False, portions=5,
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-tuning": Study(
                 "shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,
@@ -202,6 +202,10 @@ def studies() -> dict[str, Study]:
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE), Runs("baselines/warm_start", half, THREE),
                 Runs("methods/shrink_perturb", half, THREE))),
+        "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
+            Runs("baselines/scratch", (0.25, 0.5), THREE),
+            *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",
+                                                          "methods/kd", "methods/loss_replay")))),
         "classes-mini": Study(
             "cifar100", "resnet8", 8, scenario="classes", settings=MINI, past_options=("--subset", "classes:80"),
             options=("--parts", "classes:80"), runs=(

@@ -1,5 +1,6 @@
 """Plans and the queue: order, failures, what a second call does."""
 import json
+import os
 import shlex
 
 import pytest
@@ -200,3 +201,22 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
     (root / made["runs"][3]["folder"] / "summary.json").unlink()
     write_report(root)
     assert "1 runs are missing" in (root / "REPORT.md").read_text()
+
+
+def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path, monkeypatch):
+    asked = {}
+
+    def start(queue, words, folder, threads):
+        asked[folder.name] = words
+        return os.posix_spawn("/bin/true", ["true"], {})
+
+    for begun in (False, True):
+        (tmp_path / f"begun{begun}").mkdir()
+        (tmp_path / f"begun{begun}/last.pt").touch()
+        (tmp_path / f"begun{begun}/config.json").write_text(json.dumps({"device": {"threads": 1}, "args": {"compile": begun}}))
+    monkeypatch.setattr(study.Queue, "_fork", start)
+    for compiled in (True, False):
+        queue = study.Queue(tmp_path, 1, 3, compiled)
+        queue.make([{"folder": name, "command": "python methods/kd.py"} for name in ("begunFalse", "begunTrue", "new")])
+        assert {name: words[1:] for name, words in asked.items()} == {
+            "begunFalse": [], "begunTrue": ["--compile"], "new": ["--compile"] if compiled else []}
