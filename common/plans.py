@@ -68,6 +68,7 @@ EARLY = ("--share", "1", "--until", "0.5")
 VARIANTS = (
     ("methods/partial_kd", "early", EARLY),
     ("methods/partial_kd", "annealed", (*EARLY, "--anneal")),
+    ("methods/dkd", "early", ("--until", "0.5")),
     ("methods/cached_kd", "control", ("--alpha", "0")),
     ("methods/born_again", "cwtm", ("--term", "cwtm")),
     ("methods/born_again", "dkpp", ("--term", "dkpp")),
@@ -85,7 +86,7 @@ def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) 
 SCENARIOS = {
     "grow": (("--subset", "half"), ("--parts", "half"), {"methods/rho_loss"}),
     "classes": (("--subset", "classes:16"), ("--parts", "classes:16"),
-                {"methods/rho_loss", "methods/dkd", "methods/born_again"}),
+                {"methods/rho_loss", "methods/dkd", "methods/born_again", "methods/curriculum_dkd"}),
     "shift": (("--subset", "members:3/4"), ("--labels", "coarse", "--parts", "members:3/4"), {"methods/rho_loss"}),
     "model": (("--model", "resnet8x0.5"), (), {
         "methods/rho_loss", "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint",
@@ -102,7 +103,7 @@ def demo_of(scenario: str) -> Study:
                  past_seeds=(100, 101), runs=runs)
 
 
-ONLY_CLASSES = {"methods/dkd", "methods/born_again"}          # refuse where pixels or boxes are predicted
+ONLY_CLASSES = {"methods/dkd", "methods/born_again", "methods/curriculum_dkd"}          # refuse pixels and boxes
 NOT_BOXES = {"baselines/label_smoothing", "methods/schedule_reuse"}
 
 

@@ -29,6 +29,7 @@ def parser():
     parser.add_argument("--beta", type=weight, default=2.0, help="weight of the term on the other classes (no unit)")
     parser.add_argument("--temperature", type=positive, default=4.0, help="divides both models' logits (no unit)")
     parser.add_argument("--warmup", type=share, default=20 / 240, help="share of the training (0..1) in which both weights rise")
+    parser.add_argument("--until", type=share, default=1.0, help="progress (0..1) from which on nobody asks the teacher")
     return parser
 
 
@@ -56,7 +57,12 @@ def main(args):
     teacher = run.past(data)[0].model(run.device, every_class=True)     # frozen, eval mode
     warm = torch.zeros((), device=run.device)                 # 0..1 during the warm-up
 
-    def distil(model, batch):                                 # one loss per example, and its named parts
+    def plain(model, batch):                                  # one loss per example, and its named parts
+        output = model(batch.image)                           # [B, C]
+        loss = task.loss(output, batch.target)                # [B]
+        return loss, task.stats(output, batch.target)
+
+    def distil(model, batch):
         with torch.no_grad():
             soft = teacher(batch.image)                       # [B, C]
         output = model(batch.image)                           # [B, C]
@@ -69,7 +75,7 @@ def main(args):
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch):
             warm.fill_(min(progress / args.warmup, 1) if args.warmup else 1)
-            step(batch, distil, lr=args.lr * one_cycle(progress))
+            step(batch, distil if progress < args.until else plain, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))
     run.finish(model)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import parse, rows, run_script
+from conftest import parse, rows, run_script, same_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -241,6 +241,16 @@ def test_rho_loss_charges_for_its_past_runs_and_needs_unseen_examples(past, fold
     assert rows(folder)[1]["flops"] - rows(folder)[0]["flops"] == pytest.approx(scoring + epoch / 2, rel=1e-6)
     with pytest.raises(Refused, match="not:1/5"):
         run_script("methods/rho_loss", "--epochs", 1, "--past", past, "--results", tmp_path / "other")
+
+
+def test_dkd_asks_its_teacher_until_it_is_told_to_stop(past, tmp_path):
+    argv = ["--epochs", 1, "--seed", 1, "--results", tmp_path]
+    never = run_script("methods/dkd", *argv, "--past", past, "--until", 0)
+    assert same_weights(never, run_script("baselines/scratch", *argv))
+    half, whole = (json.loads((run_script("methods/dkd", *argv, "--past", past, *more) / "summary.json").read_text())
+                   for more in (["--until", 0.5], []))
+    plain = json.loads((never / "summary.json").read_text())["flops"]["training"]
+    assert 2 * (half["flops"]["training"] - plain) == whole["flops"]["training"] - plain > 0
 
 
 def test_curriculum_by_hand():

@@ -44,6 +44,7 @@ NEUTRAL = {
     "methods/data_prune": (["--prune", 0], "baselines/scratch"),
     "methods/rho_loss": (["--keep", 1], "baselines/scratch"),
     "methods/curriculum": (["--start", 1], "baselines/scratch"),
+    "methods/curriculum_dkd": (["--until", 0], "methods/curriculum"),
     "methods/schedule_reuse": (["--fall", 0], "baselines/scratch"),
     "methods/shrink_perturb_kd": (["--share", 0], "methods/shrink_perturb"),
     "methods/early_checkpoint_kd": (["--share", 0], "methods/early_checkpoint"),
