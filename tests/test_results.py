@@ -23,9 +23,11 @@ STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.
 
 @pytest.fixture
 def copy(tmp_path):
-    """A study's JSON files, to report on anew."""
+    """A study's JSON files, to report on anew, and those of the study whose past runs it reuses."""
     def made(name):
         ignore = shutil.ignore_patterns("*.pt", "*.npz", "tb", "figures", "REPORT.md", "report.json", "TUNING.md", "tuning.json")
+        if owner := studies()[name].past_of:
+            made(owner)
         return shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name, ignore=ignore)
     return made
 
