@@ -23,7 +23,7 @@ def test_width_multiplies_channels():
 
 
 @pytest.mark.parametrize("name", ["resnet7", "resnet8x", "resnet8x0", "resnet8x-1", "resnet8x0.1", "tv:", "tv:nothing",
-                                  "resnet18", "tv:fcn_resnet50", "tv:raft_small"])
+                                  "resnet18", "tv:raft_small"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(Refused, match="is unknown here; choose from resnet8, .*tv:resnet18"):
         model_name(name)
