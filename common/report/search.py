@@ -75,6 +75,15 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                         if read.get(run["folder"]) is None]}
 
 
+def missing(report: Mapping, runs: str, whole: str) -> tuple[str, str]:
+    """What is said of missing runs, so called, of which a `whole` must not lack one: a sentence, and a section of them."""
+    gone = report["missing"]
+    if not gone:
+        return "", ""
+    rows = table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in gone], text=("Command",))
+    return f" {len(gone)} {runs} are missing, and no {whole} that lacks one is counted.", f"\n\n## Missing {runs}\n\n{rows}"
+
+
 def markdown(report: Mapping) -> str:
     lines, made = [], {name: set() for name in ("device", "versions", "batch_size", "commit")}
     for row in sorted(report["rows"], key=lambda row: (row["method"] != "scratch", row["cost_over_scratch"]["mean"] or 9)):
@@ -89,11 +98,8 @@ def markdown(report: Mapping) -> str:
                   "over scratch's, points", "Regret, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
-    gone = ""
-    if report["missing"]:
-        gone = f" {len(report['missing'])} trials are missing, and no search that lacks one is counted."
-        text += "\n\n## Missing trials\n\n" + table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in
-                                                                       report["missing"]], text=("Command",))
+    gone, section = missing(report, "trials", "search")
+    text += section
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
             f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
 

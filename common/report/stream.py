@@ -7,7 +7,7 @@ from common.report import scores
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score
-from common.report.search import TERA, interval, read_trial, state
+from common.report.search import TERA, interval, missing, read_trial, state
 from common.report.words import budget, percent, point_interval, significant, terms
 
 RULES = """\
@@ -61,11 +61,12 @@ def along(runs: list[dict]) -> float:
 
 def markdown(report: Mapping) -> str:
     noun, portions = terms(report).noun, report["portions"]
-    def worst_last(row):
+
+    def best_first(row):
         gain = row["along_over_scratch"]["mean"]
         return row["method"] != "scratch", gain is None, -(gain or 0)
 
-    rows = sorted(report["rows"], key=worst_last)
+    rows = sorted(report["rows"], key=best_first)
     made = {name: sorted(set().union(*(row["provenance"][name] for row in rows)))
             for name in ("device", "versions", "batch_size", "commit")}
     device, versions, batch_size, commit = (" and ".join(values) for values in made.values())
@@ -81,11 +82,8 @@ def markdown(report: Mapping) -> str:
     text += f"\n\n## Test {noun} % after each portion\n\n" + table(
         ["Method", "Budget", *(f"{k}/{portions}" for k in range(1, portions + 1))],
         [[f"`{row['method']}`", budget(row["budget"]), *map(percent, row["after_portion"])] for row in rows])
-    gone = ""
-    if report["missing"]:
-        gone = f" {len(report['missing'])} runs are missing, and no stream that lacks one is counted."
-        text += "\n\n## Missing runs\n\n" + table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in
-                                                                      report["missing"]], text=("Command",))
+    gone, section = missing(report, "runs", "stream")
+    text += section
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: data that arrive in {portions} portions.{gone}"
             f"\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=noun)}\n")
 
