@@ -12,7 +12,7 @@ import torch
 from common.detection import STRIDE
 from common.files import Refused
 from common.models import model_name
-from common.past import find_runs, read_config
+from common.runfiles import find_runs, read_config
 from common.splits import sides
 from common.tasks import TASKS
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common import models, ranks
 from common.files import Refused, read_json
 from common.log import read_rows
+from common.runfiles import read_config, read_weights
 from common.seeding import generator
 from common.splits import CENTER, sides
 from common.tasks import TASKS
@@ -17,55 +18,6 @@ from common.teachers import Teacher
 
 if TYPE_CHECKING:
     from common.data import Data
-
-
-def find_runs(paths: list[str]) -> list[Path]:
-    """Folders of runs at or below `paths`, sorted by seed.
-
-    Raises
-        Refused: a path that is not there, or that holds no run.
-    """
-    found = []
-    for path in map(Path, paths):
-        configs = [path / "config.json"] if (path / "config.json").exists() else sorted(path.rglob("config.json"))
-        if not configs:
-            raise Refused(f"--past {path}: {'there is no run in it' if path.exists() else 'no such folder'}. Name a run's "
-                          "folder (it holds config.json) or a folder of runs.")
-        found += [config.parent for config in configs]
-    return sorted(set(found), key=lambda folder: (read_config(folder)["args"]["seed"], folder))
-
-
-def read_config(folder: Path) -> dict:
-    """Raises
-        Refused: config.json is missing, damaged, or lacks what makes a run a past run.
-    """
-    config = read_json(folder / "config.json")
-    args = config.get("args") if isinstance(config.get("args"), dict) else {}
-    for name, kind in (("task", str), ("model", str), ("seed", int), ("holdout", float), ("epochs", float),
-                       ("lr", float), ("weight_decay", float), ("batch_size", int)):
-        if not isinstance(args.get(name), kind):
-            raise Refused(f"{folder}/config.json is damaged: its args lack {name!r}. Delete the folder and run it again.")
-    if not isinstance(config.get("name"), str):
-        raise Refused(f"{folder}/config.json is damaged: it lacks 'name'. Delete the folder and run it again.")
-    return config
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict in float32 whatever it was kept in.
-
-    Raises
-        Refused: the file is missing, damaged, or holds anything but tensors.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise Refused(f"{path} is missing: that past run was not kept whole. Run its command again (config.json).") from None
-    except Exception as error:                                # a damaged zip or a forbidden pickle can raise anything
-        raise Refused(f"{path} is damaged or holds more than weights ({type(error).__name__}). Delete its folder and run "
-                      "its command again (config.json).") from None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise Refused(f"{path} does not hold a state dict of tensors; expected what a finished run leaves as final.pt.")
-    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
 
 
 class PastRun:

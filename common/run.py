@@ -18,8 +18,9 @@ from common.examples import merge, write_epoch
 from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import keep_memory, versions
-from common.past import PastRun, read_config
+from common.past import PastRun
 from common.pictures import write_picture
+from common.runfiles import read_config
 from common.tasks import TASKS
 
 AGREE = 20                                                    # steps after which ranks ask each other for signals

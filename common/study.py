@@ -19,9 +19,9 @@ import torch
 
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.files import Refused, lock, read_json, write_json
-from common.past import find_runs
 from common.planning import plan
 from common.plans import ROOT, studies
+from common.runfiles import find_runs
 from common.tasks import TASKS
 
 

@@ -19,8 +19,8 @@ from common.args import arguments, share
 from common.data import train_batches
 from common.files import Refused
 from common.log import read_rows
-from common.past import read_config
 from common.run import Run
+from common.runfiles import read_config
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
