@@ -12,13 +12,15 @@ from common.speed.loops import build_loops
 def test_a_table_and_its_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("common.speed.__main__.peak_memory", lambda options, name: 2 ** 20)      # a process each: seconds
     main(["--model", "resnet8", "--batch-size", "32", "--rounds", "1", "--steps", "1", "--loops", "textbook_amp",
-          "--scripts", "kd", "infobatch", "--device", "cpu", "--json", str(tmp_path / "speed.json")])
+          "--scripts", "kd", "infobatch", "--turns", "2", "--device", "cpu", "--json", str(tmp_path / "speed.json")])
     found = json.loads((tmp_path / "speed.json").read_text())
     assert list(found["loops"]) == ["textbook", "textbook_amp", "eager", "convolutions"]
     for name, row in found["loops"].items():
         assert row["images_per_second"] > 0 and row["over_textbook"] > 0
         assert set(row["milliseconds"]) == (set() if name == "convolutions" else {"data", "forward", "backward", "optimizer"})
     assert set(found["steps"]) == {"kd", "infobatch"} and found["machine"]["commit"]
+    assert all(len(row["turns"]) == 2 and min(row["turns"]) <= row["over_scratch"] <= max(row["turns"])
+               for row in found["steps"].values())
     # forward 1/3 of a step but for the first convolution, whose input needs no gradient
     assert found["steps"]["kd"]["flops_over_scratch"] == pytest.approx(1.34, abs=0.01)
     assert found["steps"]["infobatch"]["flops_over_scratch"] == pytest.approx(1, rel=1e-9)

@@ -90,12 +90,12 @@ def print_memory(options: list[str], name: str) -> None:
         print(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before if on_linux else 0)
 
 
-def measure_steps(options: list[str], folder: str, scripts: list[str], epochs: int, bar: tqdm) -> dict[str, dict]:
-    """Counted seconds and FLOPs of a step of each script, from runs that take turns with scratch's; preparation apart."""
+def measure_steps(options: list[str], folder: str, scripts: list[str], turns: int, bar: tqdm) -> dict[str, dict]:
+    """Counted seconds and FLOPs of a step of each script, from short runs that take turns with scratch's; preparation apart."""
     def run(script, name, *more):
         module = importlib.import_module(script.replace("/", "."))
-        args = module.parser().parse_args([*options, "--results", f"{folder}/{name}", *more])
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        args = module.parser().parse_args([*options, "--holdout", "0.1", "--results", f"{folder}/{name}", *more])
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):     # evaluates on the few held out: seconds saved
             module.main(args)
         bar.update()
         rows = read_rows(next(Path(folder, name).rglob("metrics.jsonl")).parent)
@@ -108,17 +108,19 @@ def measure_steps(options: list[str], folder: str, scripts: list[str], epochs: i
         run("baselines/scratch", f"past{fold}", "--seed", str(99 + fold), "--epochs", "2")
         run("baselines/scratch", f"fold{fold}", "--seed", str(99 + fold), "--epochs", "2", "--subset", f"not:{fold}/2")
     reuse = {kind: ["--past", f"{folder}/{kind}1", f"{folder}/{kind}2"] for kind in ("past", "fold")}
-    found, length = {}, ["--epochs", str(epochs)]
-    base = run("baselines/scratch", "scratch", *length)
+    found, length = {}, ["--epochs", "4"]
+    before = run("baselines/scratch", "scratch", *length)
     for number, script in enumerate(scripts):
         needs = importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
         more = reuse["fold" if script in FOLDS else "past"] if needs else []
-        mine = run(script, f"steps{number}", *length, *more)
-        after = run("baselines/scratch", f"scratch{number}", *length)
-        scratch = (base["seconds"] + after["seconds"]) / 2    # of the runs just before and after
-        found[script.split("/")[1]] = mine | {"over_scratch": mine["seconds"] / scratch,
-                                              "flops_over_scratch": mine["flops"] / base["flops"]}
-        base = after
+        ratios = []
+        for turn in range(turns):
+            mine = run(script, f"steps{number}-{turn}", *length, *more)
+            after = run("baselines/scratch", f"scratch{number}-{turn}", *length)
+            ratios.append(2 * mine["seconds"] / (before["seconds"] + after["seconds"]))     # over those just before and after
+            before = after
+        found[script.split("/")[1]] = mine | {"over_scratch": statistics.median(ratios), "turns": ratios,
+                                              "flops_over_scratch": mine["flops"] / before["flops"]}
     return found
 
 
@@ -134,9 +136,9 @@ def report(found: dict) -> str:
     text = table([*head, *(f"{phase.capitalize()}, ms" for phase in PHASES), "Peak memory, MiB"],
                  [line(*item) for item in found["loops"].items()])
     if found["steps"]:
-        text += "\n\n" + table(["Script", "Step over scratch, seconds", "Step over scratch, FLOPs"], [
-            [f"`{name}`", f"{row['over_scratch']:.2f}", f"{row['flops_over_scratch']:.2f}"]
-            for name, row in found["steps"].items()])
+        text += "\n\n" + table(["Script", "Step over scratch, seconds", "Lowest and highest turn", "Step over scratch, FLOPs"], [
+            [f"`{name}`", f"{row['over_scratch']:.2f}", f"{min(row['turns']):.2f} to {max(row['turns']):.2f}",
+             f"{row['flops_over_scratch']:.2f}"] for name, row in found["steps"].items()])
     where = found["machine"]
     return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), torch "
                    f"{where['torch']}, commit {where['commit'][:10]}{', changed' if where['dirty'] else ''}.\n")
@@ -155,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--steps", type=int, default=3, help="steps in a turn (default: 3)")
     add("--loops", nargs="+", default=LOOPS, choices=LOOPS, metavar="NAME", help="loops to measure (default: all)")
     add("--scripts", nargs="*", metavar="NAME", help="scripts whose step to measure, such as kd (default: all)")
+    add("--turns", type=int, default=3, help="turns of each script between scratch's, of which the median counts (default: 3)")
     add("--json", metavar="FILE", help="also write everything measured there")
     add("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -165,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     known = every_script()
     scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
     names = [*(name for name in LOOPS if name in {"textbook", "eager", *args.loops}), "convolutions"]
-    total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) if scripts else 0)
+    total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) * args.turns if scripts else 0)
     begin, code = time.perf_counter(), code_version()         # that which runs, whatever is edited meanwhile
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", file=sys.stderr) as bar:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -174,8 +177,9 @@ def main(argv: list[str] | None = None) -> None:
         for name in names[:-1]:
             loops[name]["peak_bytes"] = peak_memory(options, name)
             bar.update()
-        small = [*options, *(["--subset", "share:0.02"] if args.task == "cifar100" else ["--subset", "half"])]
-        steps = measure_steps(small, folder, scripts, 3, bar) if scripts else {}
+        few = 5.5 * args.batch_size / built["eager"].data.examples / 0.9          # examples for five steps, a tenth held out
+        small = [*options, "--subset", f"share:{min(1, few):.4f}"]
+        steps = measure_steps(small, folder, scripts, args.turns, bar) if scripts else {}
     device = torch.device(args.device)
     found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,
              "minutes": (time.perf_counter() - begin) / 60,
