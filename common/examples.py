@@ -2,9 +2,15 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.files import write_atomic
+
+
+def unseen_highest(table: Tensor, generator: torch.Generator) -> Tensor:
+    """[N] with NaN, of examples never seen, replaced by numbers above all others, in an order drawn at random."""
+    return torch.where(table.isnan(), table.nan_to_num(0).max() + 1 + torch.rand(len(table), generator=generator), table)
 
 
 def write_epoch(folder: Path, epoch: int, tables: dict[str, Tensor]) -> None:

@@ -3,7 +3,8 @@
 Reuses   its loss on each example of --past, averaged over the past run's epochs
 Pays     nothing: an epoch has as many examples as any other's
 Source   Wu et al. 2021, arXiv:2012.03107, linear pacing
-Differs  the pool is fixed within an epoch, as its middle has it; a smaller one is passed over more than once
+Differs  the easiest of all classes together, where their code balances classes; by train loss averaged over epochs, not a
+         held-out score; the pool is fixed within an epoch, as its middle has it; a smaller one is passed over more than once
 Neutral  --start 1 is baselines/scratch.py, bit for bit
 
     python methods/curriculum.py --past results/cifar100-mini/past
@@ -17,7 +18,9 @@ import torch
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.examples import unseen_highest
 from common.run import Run
+from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
@@ -29,11 +32,13 @@ def parser():
     return parser
 
 
-def pool(index, loss, progress, args):
-    """n indices for an epoch: passes over the easiest of the examples `index` [n] by loss [N]; unseen ones are the hardest."""
+def pool(index, loss, progress, args, epoch):
+    """n indices for an epoch: passes over the easiest of the examples `index` [n] by loss [N], the last one cut at random."""
     share = min(1, args.start + (1 - args.start) * max(progress, 0) / args.full) if args.full else 1
-    easiest = index[loss[index].nan_to_num(torch.inf).argsort(stable=True)][: max(1, round(share * len(index)))]
-    return easiest.sort().values.repeat(-(-len(index) // len(easiest)))[: len(index)]
+    easiest = index[loss[index].argsort(stable=True)][: max(1, round(share * len(index)))]
+    whole, cut = divmod(len(index), len(easiest))
+    again = torch.randperm(len(easiest), generator=generator(args.seed, "pool", epoch))[:cut]
+    return torch.cat([easiest.repeat(whole), easiest[again]])
 
 
 def main(args):
@@ -43,6 +48,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     loss = run.past(data)[0].examples("loss").cpu()           # [N], NaN where the past run saw nothing
+    loss = unseen_highest(loss, generator(args.seed, "unseen"))
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]
@@ -51,7 +57,8 @@ def main(args):
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
-        keep = pool(data.train.index, loss, (epoch - 0.5) / args.epochs, args)     # as in the epoch's middle
+        middle = (epoch - 1 + min(1, args.epochs - epoch + 1) / 2) / args.epochs        # 0..1, of this epoch
+        keep = pool(data.train.index, loss, middle, args, epoch)
         for progress, batch in train_batches(data.train, run, epoch, keep=keep):
             step(batch, plain, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):

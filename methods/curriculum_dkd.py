@@ -17,7 +17,9 @@ import torch
 
 from common.args import arguments, positive, share, weight
 from common.data import train_batches
+from common.examples import unseen_highest
 from common.run import Run
+from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 from methods.curriculum import pool
@@ -45,6 +47,7 @@ def main(args):
     past = run.past(data)[0]
     teacher = past.model(run.device, every_class=True)        # frozen, eval mode
     loss = past.examples("loss").cpu()                        # [N], NaN where the past run saw nothing
+    loss = unseen_highest(loss, generator(args.seed, "unseen"))
     warm = torch.zeros((), device=run.device)                 # 0..1 during the warm-up
 
     def plain(model, batch):                                  # one loss per example, and its named parts
@@ -63,7 +66,8 @@ def main(args):
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
-        keep = pool(data.train.index, loss, (epoch - 0.5) / args.epochs, args)     # as in the epoch's middle
+        middle = (epoch - 1 + min(1, args.epochs - epoch + 1) / 2) / args.epochs        # 0..1, of this epoch
+        keep = pool(data.train.index, loss, middle, args, epoch)
         for progress, batch in train_batches(data.train, run, epoch, keep=keep):
             warm.fill_(min(progress / args.warmup, 1) if args.warmup else 1)
             step(batch, distil if progress < args.until else plain, lr=args.lr * one_cycle(progress))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from baselines import lawa
-from common import models
+from common import examples, models
 from common.files import Refused
 from common.log import read_rows, write_rows
 from common.seeding import generator
@@ -256,10 +256,19 @@ def test_dkd_asks_its_teacher_until_it_is_told_to_stop(past, tmp_path):
 
 def test_curriculum_by_hand():
     loss, index = torch.tensor([0.5, 0.1, float("nan"), 0.2, 0.3]), torch.arange(5)
-    chosen = args(start=0.4, full=0.5)
-    assert curriculum.pool(index, loss, 0, chosen).tolist() == [1, 3, 1, 3, 1]  # the two easiest fill an epoch
-    assert curriculum.pool(index, loss, 0.25, chosen).tolist() == [0, 1, 3, 4, 0]               # 70 % of 5, rounded to 4
-    assert curriculum.pool(index, loss, 0.5, chosen).tolist() == [0, 1, 2, 3, 4]
+    chosen = args(start=0.4, full=0.5, seed=0)
+    first = [curriculum.pool(index, loss, 0, chosen, epoch).tolist() for epoch in range(1, 30)]
+    assert {tuple(sorted(pool)) for pool in first} == {(1, 1, 1, 3, 3), (1, 1, 3, 3, 3)}         # two fill it; who thrice, by lot
+    fourth = curriculum.pool(index, loss, 0.25, chosen, 1).tolist()             # 70 % of 5, rounded to 4
+    assert set(fourth) == {0, 1, 3, 4} and len(fourth) == 5
+    assert sorted(curriculum.pool(index, loss, 0.5, chosen, 1).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_what_was_never_seen_counts_highest_in_an_order_by_lot():
+    table = torch.tensor([0.5, float("nan"), 7.0, float("nan"), float("nan")])
+    drawn = [examples.unseen_highest(table, generator(0, "unseen", epoch)) for epoch in range(30)]
+    assert all(row[[0, 2]].tolist() == [0.5, 7.0] and row[[1, 3, 4]].min() > 7 for row in drawn)
+    assert len({tuple(row.argsort().tolist()) for row in drawn}) == 6          # every order of the three
 
 
 def test_schedule_begins_where_the_loss_had_fallen():
