@@ -59,14 +59,14 @@ def main(args):
         return loss, task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))
-    state = {"step": step, "latest": latest, "taken": taken}
+    state = {"step": step, "average": average, "latest": latest, "taken": taken}
     for epoch in run.epochs(args.epochs, data, **state):      # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch):
             step(batch, plain, lr=args.lr * one_cycle(progress))
             if run.steps % every == 0:
                 latest[int(taken) % args.snapshots] = flat(model)
                 taken += 1
-        set_mean(average, model, latest[: max(1, min(int(taken), args.snapshots))])
+        set_mean(average, model, latest[: min(int(taken), args.snapshots)] if taken else flat(model)[None])
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(average, data.test))
     run.finish(average)

@@ -3,7 +3,8 @@
 Reuses   nothing
 Pays     nothing
 Source   SGD with Nesterov momentum, one-cycle learning rate (Smith and Topin 2017, arXiv:1708.07120)
-Differs  no last phase of even lower learning rates; weight decay spares batch norm and biases
+Differs  the peak is at a quarter, not near the middle; no last phase of even lower learning rates; weight decay spares batch
+         norm and biases
 Neutral  it is what the others are compared with
 
     python baselines/scratch.py

@@ -3,7 +3,8 @@
 Reuses   final weights of --past
 Pays     preparation: V teacher forward passes over the training set; nothing per step
 Source   Shen and Xing 2022, arXiv:2112.01528 (FKD); views must match, Beyer et al. 2021, arXiv:2106.05237
-Differs  crops and flips of CIFAR, not random resized crops; one view of an image in a batch; labels and temperature as in kd
+Differs  4 views of an image, not hundreds; crops and flips, not random resized crops; all logits in float16, not the five
+         largest probabilities; one view of an image in a batch; the labels too, alpha and temperature as in kd
 Neutral  --alpha 0 is its control, scratch on the same views; with --views 162 too it is baselines/scratch.py, bit for bit
 
     python methods/cached_kd.py --past results/cifar100-mini/past

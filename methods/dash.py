@@ -43,14 +43,14 @@ def gradients(call, model, data, order, task, args, run):
     def backward(image, target):
         with autocast(run.amp, run.device):
             loss = task.loss(model(image), target)            # [B]
-        loss.sum().backward()                                 # cosines do not ask for its scale, and fp16 likes it large
+        loss.sum().backward()                                 # cosines do not ask for the scale, and fp16 likes it large
 
     for chunk in order.split(args.chunk):
         model.zero_grad()
         for batch in all_batches(data.train, args.batch_size, order=chunk):
             call(backward, batch.image, batch.target)
         for name, p in model.named_parameters():
-            negative[name].lerp_(-p.grad, args.alpha)
+            negative[name].lerp_(-p.grad * (args.chunk / len(chunk)), args.alpha)       # the last chunk may be a small one
     return negative
 
 

@@ -19,6 +19,7 @@ from common.args import arguments, share
 from common.data import train_batches
 from common.files import Refused
 from common.run import Run
+from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
@@ -32,18 +33,24 @@ def parser():
 
 
 def forgetting(correct):
-    """correct [E, N] of 0 and 1 -> [N] times that 1 was followed by 0; E where it was never 1; NaN where unseen."""
+    """correct [E, N] of 0, 1, NaN where not shown -> [N] times that 1 was followed by 0; E if never 1; NaN if never shown."""
     if ((correct > 0) & (correct < 1)).any():
         raise Refused("--score forgetting needs examples that are right or wrong, and here they are right in part: choose "
                       "el2n or loss.")
-    events = ((correct[:-1] == 1) & (correct[1:] == 0)).sum(0).float()
+    latest, events = correct[0], torch.zeros(correct.shape[1], device=correct.device)
+    for row in correct[1:]:
+        events += (latest == 1) & (row == 0)
+        latest = torch.where(row.isnan(), latest, row)        # not shown in this epoch: as it was
     events = torch.where((correct == 1).any(0), events, float(len(correct)))
-    return torch.where(correct.isnan().all(0), torch.nan, events)
+    return torch.where(latest.isnan(), torch.nan, events)
 
 
 def score(past, name):
-    """[N], high where the example is worth keeping."""
-    return forgetting(past.examples("correct", every_epoch=True)) if name == "forgetting" else past.examples(name)
+    """[N], high where the example is worth keeping; equal counts of forgetting in an order drawn by lot."""
+    if name != "forgetting":
+        return past.examples(name)
+    events = forgetting(past.examples("correct", every_epoch=True))
+    return events + 1e-3 * torch.rand(len(events), generator=generator(past.seed, "ties")).to(events.device)
 
 
 def highest(scores, index, prune):

@@ -2,7 +2,7 @@
 
 Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
-Source   Zhao et al. 2022, arXiv:2203.08679, equations 7 and 8; their CIFAR-100 settings
+Source   Zhao et al. 2022, arXiv:2203.08679, equations 7 and 8; their settings for ResNet-56 and ResNet-20
 Differs  its warm-up of 20 of 240 epochs is that share of the training, and rises with every step instead of every epoch
 Neutral  --alpha 0 --beta 0 is baselines/scratch.py, bit for bit
 

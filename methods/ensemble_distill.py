@@ -17,6 +17,7 @@ import torch
 
 from common.args import arguments, positive, share
 from common.data import train_batches
+from common.files import Refused
 from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
@@ -37,7 +38,11 @@ def main(args):
     with run.untimed("data"):
         data = task.load(args, run.device)
     model = task.build(args, data)
-    teachers = [past.model(run.device) for past in run.past(data)]      # P of them, frozen, eval mode
+    past = run.past(data)
+    if not args.sample and any(set(one.classes) != set(past[0].classes) for one in past):
+        raise Refused("past runs that know different classes have no mean: classes that only some know would count as unlikely. "
+                      "Name runs of the same classes, or add --sample, which asks one at a time.")
+    teachers = [one.model(run.device) for one in past]        # P of them, frozen, eval mode
 
     def distil_from(teachers):
         def distil(model, batch):                             # one loss per example, and its named parts

@@ -1,9 +1,10 @@
 """InfoBatch, seeded: leave out a random half of the easy examples, and weigh the others of them up, from the first epoch on.
 
-Reuses   its loss on each example of --past, as the first epoch's scores
+Reuses   its loss on each example of --past, averaged over the past run's epochs, as its score until it is first visited
 Pays     nothing
 Source   Qin et al. 2024, arXiv:2303.04947, section 2; ratio .5 and delta .875 as there
-Differs  the first epoch's scores are past losses instead of none; full epochs begin with the one whose middle is beyond --delta
+Differs  scores begin as past losses and not all alike, so that leaving out starts at once, and what is left out keeps a past
+         run's score; full epochs begin with the one whose middle is beyond --delta
 Neutral  --ratio 0 is baselines/scratch.py, bit for bit
 
     python methods/infobatch.py --past results/cifar100-mini/past

@@ -3,7 +3,7 @@
 Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
 Source   Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2
-Differs  the teacher sees the student's own view of each image
+Differs  the teacher sees the student's own view of each image; alpha and temperature are RepDistiller's (Tian et al. 2020)
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
     python methods/kd.py --past results/cifar100-mini/past

@@ -17,6 +17,7 @@ import torch
 
 from common.args import arguments, share
 from common.data import train_batches
+from common.examples import unseen_highest
 from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
@@ -33,9 +34,10 @@ def parser():
 def replay(index, loss, args, epoch):
     """n examples for an epoch: `share` from the `hardest`, each as often as the others; the rest uniform, each at most once.
 
-    index [n] of the training examples, loss [N] of the past run; what it has not seen (NaN) counts as hardest.
+    index [n] of the training examples, loss [N] of the past run; what it has not seen (NaN) counts as hardest, by lot.
     """
     order = torch.rand(len(index), generator=generator(args.seed, "replay", epoch)).argsort()
+    loss = unseen_highest(loss, generator(args.seed, "replay unseen", epoch))
     hard = index[loss[index].argsort(descending=True)][: max(1, round(args.hardest * len(index)))]
     count = round(args.share * len(index))
     turns = [hard[torch.rand(len(hard), generator=generator(args.seed, f"replay {turn}", epoch)).argsort()]

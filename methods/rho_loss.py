@@ -4,7 +4,7 @@ Reuses   final weights of --past, each on the examples it has not seen: runs mad
 Pays     preparation: those runs, which nothing else needs, and one scoring pass; a forward pass over each large batch
 Source   Mindermann et al. 2022, arXiv:2206.07137, algorithm 1
 Differs  a past model of the same size, its last weights, by cross-fitting, on the middle view; half of a batch is kept, not a
-         tenth; selection in train mode, so that it updates batch norm's statistics too
+         tenth (selection is in train mode, as in their code, so that it updates batch norm's statistics too)
 Neutral  --keep 1 is baselines/scratch.py, bit for bit
 
     python methods/rho_loss.py --past results/cifar100-mini/folds
@@ -48,6 +48,11 @@ def unseen_loss(call, past, data, task, run):
     return total / count
 
 
+def select(loss, irreducible, kept):
+    """[kept] rows of largest loss - irreducible loss, both [B]: what is learnable and not yet learnt; the largest first."""
+    return (loss - irreducible).topk(kept).indices
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
@@ -71,8 +76,9 @@ def main(args):
 
     def reducible(model, batch):                              # of the K examples kept
         with torch.no_grad():
-            rho = task.loss(model(batch.image), batch.target) - irreducible[batch.index]            # [B]
-        at = ranks.own(ranks.everyone(rho).topk(kept).indices)                  # [K] in the batch of all ranks
+            loss = task.loss(model(batch.image), batch.target)                  # [B]
+        rows = select(ranks.everyone(loss), ranks.everyone(irreducible[batch.index]), kept)
+        at = rows[ranks.rank()::ranks.world()]                # [K] in the batch of all ranks, to each some of the largest
         index, view = ranks.everyone(batch.index)[at], ranks.everyone(batch.view)[at]               # [K] each
         target = data.train.targets(index, view)              # [K]
         output = model(data.train.images(index, view))        # [K, C]

@@ -51,7 +51,9 @@ def beginning(start, rows, fall):
 
     A row's mean train loss stands for the middle of its epoch; straight between.
     """
-    points = [(0.0, start), *((row["epoch"] - 0.5, row["train/loss"]) for row in rows)]
+    ends = [0.0, *(row["epoch"] for row in rows)]             # the last epoch may be one in part
+    middles = [(begin + end) / 2 for begin, end in zip(ends, ends[1:], strict=False)]
+    points = [(0.0, start), *((middle, row["train/loss"]) for middle, row in zip(middles, rows, strict=True))]
     goal = start - fall * (start - points[-1][1])
     for (x, before), (next_x, after) in zip(points, points[1:], strict=False):
         if fall and after <= goal <= before:

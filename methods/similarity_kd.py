@@ -35,6 +35,11 @@ def similarity(feature):
     return F.normalize(flat @ flat.T)
 
 
+def difference(mine, theirs):
+    """[B] mean squares of the rows of the similarities' difference; its mean is the paper's squared Frobenius norm over B^2."""
+    return (similarity(mine) - similarity(theirs)).pow(2).mean(1)
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
@@ -49,7 +54,7 @@ def main(args):
         output, mine = model(batch.image, features=True)      # [B, C], and likewise
         hard = task.loss(output, batch.target)                # [B]
         with torch.autocast(batch.image.device.type, enabled=False):            # a difference of two products: float32
-            sp = (similarity(mine[-1]) - similarity(theirs[-1])).pow(2).mean(1)                     # [B]
+            sp = difference(mine[-1], theirs[-1])             # [B]
         return hard + args.gamma * sp, {"sp": sp} | task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))

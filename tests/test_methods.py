@@ -12,9 +12,13 @@ from torch.nn import functional as F
 
 from baselines import lawa
 from common import examples, models
+from common.amp import autocast
+from common.data import train_batches
 from common.files import Refused
 from common.log import read_rows, write_rows
+from common.run import Run
 from common.seeding import generator
+from common.tasks import TASKS
 from methods import (
     attention_transfer,
     born_again,
@@ -26,7 +30,9 @@ from methods import (
     early_checkpoint,
     infobatch,
     layer_freeze,
+    loss_replay,
     partial_kd,
+    rho_loss,
     schedule_reuse,
     selective_backprop,
     shrink_perturb,
@@ -53,6 +59,42 @@ def test_partial_kd_asks_at_its_share_of_the_steps(past, tmp_path):
     flops = [rows(folder)[-1]["flops"] for folder in (scratch, early, full)]
     assert flops[1] - flops[0] == (flops[2] - flops[0]) / 2 > 0     # the teacher of half of the steps
     assert "train/kd" in rows(early)[1] and "train/kd" not in rows(early)[2]
+
+
+    some = run_script("methods/partial_kd", "--epochs", 2, "--seed", 1, "--past", past, "--results", tmp_path, "--share", 0.3)
+    steps, asked = rows(full)[-1]["steps"] // 2, 0
+    for epoch in (1, 2):
+        draw = torch.rand(320, generator=generator(1, "partial", epoch)).tolist()
+        asked += sum(draw[step % 320] < 0.3 for step in range((epoch - 1) * steps, epoch * steps))
+    assert 0 < asked < 2 * steps
+    assert (rows(some)[-1]["flops"] - flops[0]) * 2 * steps == (flops[2] - flops[0]) * asked
+
+
+def test_one_teacher_drawn_for_every_step_costs_as_much_as_one(past, tmp_path):
+    argv = ["--epochs", 1, "--seed", 1, "--past", past, "--results", tmp_path]
+    kd, mean, drawn = (rows(run_script(script, *argv, *more))[-1] for script, more in (
+        ("methods/kd", []), ("methods/ensemble_distill", []), ("methods/ensemble_distill", ["--sample"])))
+    assert drawn["flops"] == kd["flops"] < mean["flops"]
+    assert len({drawn["train/kd"], kd["train/kd"], mean["train/kd"]}) == 3
+
+
+def test_a_mean_of_teachers_of_different_classes_is_refused(past, tmp_path):
+    some = run_script("baselines/scratch", "--epochs", 1, "--seed", 7, "--subset", "classes:10", "--results", tmp_path / "past")
+    argv = ["--epochs", 0.5, "--seed", 1, "--past", past, some, "--results", tmp_path]
+    with pytest.raises(Refused, match="add --sample"):
+        run_script("methods/ensemble_distill", *argv)
+    run_script("methods/ensemble_distill", *argv, "--sample")
+
+
+def test_checkpoints_from_after_on_teach(tmp_path):
+    past = run_script("baselines/scratch", "--epochs", 4, "--seed", 100, "--results", tmp_path / "past")    # keeps e1, e2, e3
+    argv = ["--epochs", 0.5, "--seed", 1, "--results", tmp_path]
+    plain, two, one = (rows(run_script(script, *argv, *more))[-1]["flops"] for script, more in (
+        ("baselines/scratch", []), ("methods/checkpoint_ensemble", ["--past", past, "--after", 0.5]),
+        ("methods/checkpoint_ensemble", ["--past", past, "--after", 0.75])))
+    assert (two - plain) * 2 == (one - plain) * 3 > 0         # and the last weights besides
+    with pytest.raises(Refused, match="Choose a smaller one"):
+        run_script("methods/checkpoint_ensemble", *argv, "--past", past, "--after", 0.8)
 
 
 def test_dkd_by_hand():
@@ -96,6 +138,9 @@ def test_similarity_by_hand():
     feature = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 2, 1, 1)           # products (1, 1), (1, 2)
     expected = [[1 / math.sqrt(2), 1 / math.sqrt(2)], [1 / math.sqrt(5), 2 / math.sqrt(5)]]
     torch.testing.assert_close(similarity_kd.similarity(feature), torch.tensor(expected))
+    other = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 2, 1, 1)             # no two alike: the identity
+    squares = (torch.tensor(expected) - torch.eye(2)).pow(2)
+    torch.testing.assert_close(similarity_kd.difference(feature, other).mean(), squares.sum() / 2 ** 2)
 
 
 def test_cached_views_are_distinct_fixed_and_what_batches_show(past, tmp_path):
@@ -119,7 +164,18 @@ def test_a_cache_is_charged_in_full_to_whoever_reads_it(past, tmp_path):
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["reused"] == ["model"] and summary["past_bytes"] > 100_000
     table = np.load(files[0])
-    assert table.shape == (320, 2, 20) and table.dtype == np.float16 and np.abs(table).min(2).all()
+    assert table.shape == (320, 2, 20) and table.dtype == np.float16
+    parsed = parse("methods/cached_kd", "--epochs", 1, *argv, "--tag", "again")
+    run = Run(parsed)
+    data = TASKS[parsed.task].load(parsed, run.device)
+    views, teacher = cached_kd.choose(data.examples, parsed), run.past(data)[0].model(run.device)
+    for _, batch in (pair for _ in run.epochs(1, data) for pair in train_batches(data.train, run, 1, views=views)):
+        with torch.no_grad(), autocast(run.amp, run.device):
+            expected = teacher(data.train.images(batch.index, views[batch.index, batch.view])).float()
+            torch.testing.assert_close(teacher(batch.image).float(), expected)  # batches show what was cached, by its column
+        found = torch.from_numpy(table[batch.index.numpy(), batch.view.numpy()]).float()
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)        # bf16 in batches of other sizes
+    run.lock.close()
 
 
 def test_shrink_perturb_by_hand():
@@ -146,6 +202,24 @@ def test_dash_by_hand():
     assert model[0].weight.flatten().tolist() == pytest.approx([0.6, 0, 0, 0.6, 3, 4])
     assert model[2].weight.flatten().tolist() == pytest.approx([5, -1.5])
     assert model[2].bias.tolist() == pytest.approx([math.sqrt(0.5)] * 2) and torch.equal(model[3].weight, before)
+
+
+def test_dash_averages_negative_gradients_of_chunks_the_newest_most(past, tmp_path):
+    """One weight w = 0, loss (w - y)^2 / 2: gradients -y, summed over a chunk of two; the last chunk has one example."""
+    parsed = parse("methods/dash", "--past", past, "--results", tmp_path, "--alpha", 0.3, "--chunk", 2, "--no-amp")
+    run = Run(parsed)
+    data = TASKS[parsed.task].load(parsed, run.device)
+    model = nn.Bilinear(1, 1, 1, bias=False)                  # a weight, and any forward pass
+    model.forward = lambda image: model.weight.expand(len(image), 1, 1).flatten()
+    nn.init.zeros_(model.weight)
+    value = torch.arange(data.examples, dtype=torch.float32)
+    order = data.train.index[[4, 9, 2, 7, 5]]
+    index = iter([order[:2], order[2:4], order[4:]])
+    task = argparse.Namespace(loss=lambda output, target: (output - value[next(index)]).pow(2) / 2)
+    found = dash.gradients(lambda f, *given: f(*given), model, data, order, task, parsed, run)["weight"].squeeze()
+    first, second, third = value[order[:2]].sum(), value[order[2:4]].sum(), 2 * value[order[4]]
+    torch.testing.assert_close(found, 0.7 * 0.7 * 0.3 * first + 0.7 * 0.3 * second + 0.3 * third)
+    run.lock.close()
 
 
 def test_dash_pays_for_one_pass(past, tmp_path):
@@ -184,6 +258,12 @@ def test_weight_average_runs_from_the_mean(options, past, tmp_path):
     argv = ["--epochs", 0.5, "--past", past, "--results", tmp_path, "--refresh", 2, *options]
     folder = run_script("methods/weight_average", *argv)
     assert rows(folder)[0]["flops"] > 0 and np.isfinite(rows(folder)[0]["test/loss"])
+    if not options:                                           # batch norm's scales move least in five steps: near the mean still
+        mean, own = (torch.stack([torch.load(path, weights_only=True)["head.weight"] for path in paths]).mean(0) for paths in (
+            sorted(past.rglob("final.pt")), sorted(past.rglob("final.pt"))[:1]))
+        assert len(sorted(past.rglob("final.pt"))) > 1 and not torch.allclose(mean, own)
+        frozen = run_script("methods/weight_average", *argv, "--lr", 1e-9, "--tag", "still")
+        torch.testing.assert_close(torch.load(frozen / "final.pt", weights_only=True)["head.weight"], mean)
 
 
 def test_layers_freeze_one_after_the_other(past, tmp_path):
@@ -213,6 +293,8 @@ def test_infobatch_by_hand():
     keep, weight = infobatch.prune(scores, torch.arange(7), 0.5, generator(0, "prune"))
     assert keep[:4].sum() == 2 and keep[4:].all()
     assert weight[keep].tolist() == [2, 2, 1, 1, 1]           # 1 / (1 - r), so that the expected gradient stays the same
+    keep, weight = infobatch.prune(scores, torch.arange(7), 0.25, generator(0, "prune"))
+    assert keep[:4].sum() == 3 and weight[keep].tolist() == pytest.approx([4 / 3] * 3 + [1] * 3)
     keep, weight = infobatch.prune(scores, torch.arange(7), 0.0, generator(0, "prune"))
     assert keep.all() and torch.equal(weight, torch.ones(7))
 
@@ -224,12 +306,36 @@ def test_infobatch_passes_over_all_at_the_end(past, tmp_path):
 
 
 def test_forgetting_and_pruning_by_hand():
-    correct = torch.tensor([[1.0, 0, 0, 1, float("nan")], [0, 0, 1, 1, float("nan")], [1, 0, 0, 1, float("nan")],
-                            [0, 0, 1, 1, float("nan")]])
+    unseen = float("nan")
+    correct = torch.tensor([[1.0, 0, 0, 1, unseen, 1], [0, 0, 1, 1, unseen, unseen], [1, 0, 0, 1, unseen, 0],
+                            [0, 0, 1, 1, unseen, 0]])
     events = data_prune.forgetting(correct)
     assert events[:4].tolist() == [2, 4, 1, 0] and events[4].isnan()            # never learnt counts most: 4 epochs
+    assert events[5] == 1                                     # forgotten over an epoch in which it was not shown
+    past = argparse.Namespace(seed=100, examples=lambda name, every_epoch: correct.repeat(1, 20))
+    drawn = data_prune.score(past, "forgetting")
+    assert len({tuple(drawn[i::6].argsort().tolist()) for i in range(4)}) == 4  # ties by lot, counts in their order
+    assert torch.equal(drawn.nan_to_num(9).round(), events.repeat(20).nan_to_num(9))
     assert data_prune.highest(events, torch.arange(5), 0.4).tolist() == [0, 1, 4]
     assert data_prune.highest(events, torch.tensor([0, 2, 3]), 0.34).tolist() == [0, 2]
+
+
+def test_rho_loss_keeps_what_is_learnable_and_not_yet_learnt():
+    loss, irreducible = torch.tensor([3.0, 1.0, 2.0, 5.0]), torch.tensor([0.0, 0.0, 1.5, 4.5])
+    assert rho_loss.select(loss, irreducible, 2).tolist() == [0, 1]             # by loss alone it would be 3 and 0
+
+
+def test_loss_replay_by_hand():
+    loss, index = torch.tensor([0.1, 5.0, 0.2, float("nan"), float("nan"), 0.3, 9.0, 0.4]), torch.tensor([0, 1, 2, 3, 4, 5, 7])
+    chosen = args(share=4 / 7, hardest=2 / 7, seed=0)         # of 7, example 6 not in use, 2 are hard and fill 4 places
+    drawn = [loss_replay.replay(index, loss, chosen, epoch) for epoch in range(40)]
+    counts = torch.stack([found.bincount(minlength=8) for found in drawn])
+    assert (counts.sum(1) == 7).all() and (counts[:, 6] == 0).all()
+    assert (counts[:, [3, 4]] >= 2).all() and (counts <= 3).all()               # never seen counts as hardest: twice, and by lot
+    assert (counts[:, [0, 1, 2, 5, 7]] <= 1).all() and (counts[:, 0] == 1).any() and (counts[:, 0] == 0).any()
+    one = torch.stack([loss_replay.replay(index, loss, args(share=4 / 7, hardest=1 / 7, seed=0), epoch).bincount(minlength=8)
+                       for epoch in range(40)])
+    assert (one[:, [3, 4]].max(1).values >= 4).all() and (one[:, 3] >= 4).any() and (one[:, 4] >= 4).any()      # which, by lot
 
 
 def test_rho_loss_charges_for_its_past_runs_and_needs_unseen_examples(past, folds, tmp_path):
@@ -278,6 +384,8 @@ def test_schedule_begins_where_the_loss_had_fallen():
     assert schedule_reuse.beginning(5.0, table, 0.25) == pytest.approx(0.5 / 4)
     assert schedule_reuse.beginning(5.0, table, 0.375) == pytest.approx(1 / 4)
     assert schedule_reuse.beginning(5.0, table, 0) == 0
+    part = [{"epoch": 0.2, "train/loss": 4.0}]                # its middle is at .1 of .2: all of the fall is made by then
+    assert schedule_reuse.beginning(5.0, part, 0.5) == pytest.approx(0.25)
     rising = [{"epoch": 1, "train/loss": 6.0}, {"epoch": 2, "train/loss": 4.0}]
     assert schedule_reuse.beginning(5.0, rising, 0) == 0 and schedule_reuse.beginning(5.0, rising, 0.5) == pytest.approx(1.25 / 2)
 
@@ -300,6 +408,24 @@ def test_lawa_is_the_mean_of_the_last_snapshots(tmp_path):
     snapshots = torch.stack([lawa.flat(model), lawa.flat(model) + 1])
     lawa.set_mean(average, model, snapshots)
     assert average.weight.tolist() == [1.5, 1.5] and average.running_mean.tolist() == [0.5, 0.5]
+
+
+def test_lawa_killed_before_its_summary_keeps_the_mean(tmp_path, monkeypatch):
+    argv = ["--epochs", 1, "--seed", 1, "--snapshots", 3, "--apart", 0.1]
+    calm = run_script("baselines/lawa", *argv, "--results", tmp_path / "calm")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        def interrupted(run, model):
+            run.lock.close()
+            raise KeyboardInterrupt
+        patched.setattr(Run, "finish", interrupted)
+        run_script("baselines/lawa", *argv, "--results", tmp_path / "killed")
+    assert same_weights(calm, run_script("baselines/lawa", *argv, "--results", tmp_path / "killed"))
+
+
+def test_lawa_without_a_snapshot_is_the_model(tmp_path):
+    argv = ["--epochs", 0.5, "--seed", 1, "--results", tmp_path]
+    assert same_weights(run_script("baselines/lawa", *argv, "--apart", 1, "--batch-size", 60),
+                        run_script("baselines/scratch", *argv, "--batch-size", 60))
 
 
 def test_arguments_refuse_what_makes_no_sense(past, capsys):
