@@ -118,14 +118,20 @@ def test_monotone_curve_is_flat_where_it_falls_and_remembers_the_point():
     assert scores.monotone([(4, 0.25), (2, 0.3), (8, 0.4)]) == [(2, 0.3, 1), (4, 0.3, 1), (8, 0.4, 2)]
 
 
-def test_cost_is_interpolated_linear_in_log_cost():
+def test_cost_is_read_off_a_monotone_cubic_in_log_cost():
     curve = [(100, 0.5), (25, 0.3), (50, 0.4)]
     assert scores.cost_at(curve, 0.35) == ("reached", pytest.approx(25 * math.sqrt(2)))  # half of the way from 25 to 50
     assert scores.cost_at(curve, 0.425) == ("reached", pytest.approx(50 * 2**0.25))      # a quarter from 50 to 100
     assert scores.cost_at(curve, 0.4) == ("reached", 50)
     assert scores.cost_at(curve, 0.3) == ("reached", 25)
-    # flat from 2 to 4, then .3 to .4 from 4 to 8: .35 lies half of the way there
-    assert scores.cost_at([(2, 0.3), (4, 0.25), (8, 0.4)], 0.35) == ("reached", pytest.approx(4 * math.sqrt(2)))
+    # flat from 2 to 4, then .3 to .4 from 4 to 8: slopes 0 and .15 per doubling, .3 + .15 t² - .05 t³ = .35 at t = .6527
+    assert scores.cost_at([(2, 0.3), (4, 0.25), (8, 0.4)], 0.35) == ("reached", pytest.approx(4 * 2**0.6527, rel=1e-4))
+    # concave: slopes per doubling 2 (.2) (.1) / (.2 + .1) at 50 and (3 (.1) - .2) / 2 at 100, so above the line at its middle
+    curve, middle = [(25, 0.2), (50, 0.4), (100, 0.5)], 0.45 + (0.4 / 3 - 0.05) / 8
+    assert scores.between(curve)(50 * math.sqrt(2)) == pytest.approx(middle)
+    assert scores.cost_at(curve, middle) == ("reached", pytest.approx(50 * math.sqrt(2)))
+    points = [(25, {0: 0.2, 1: 0.2}), (50, {0: 0.38, 1: 0.42}), (100, {0: 0.5, 1: 0.5})]    # half of the .02 is left there
+    assert scores.equal_cost(50 * math.sqrt(2), points) == {0: pytest.approx(middle - 0.01), 1: pytest.approx(middle + 0.01)}
 
 
 def test_cost_is_never_extrapolated():
@@ -186,6 +192,19 @@ def test_cheaper_at_a_row_s_own_accuracy():
     assert (found.low, found.value, found.high) == (pytest.approx(1), pytest.approx(math.sqrt(2)), pytest.approx(2))
     assert scores.cheaper((50, 0.48), 0.05, scratch)[4:] == (None, "not reached")          # .53: scratch never gets there
     assert scores.cheaper((50, 0.2), None, scratch) == ("at most", 0.5, None, "unknown", None, "unknown")
+
+
+def test_speed_ups_are_as_uncertain_as_the_difference_to_scratch_where_it_is_as_good(tmp_path):
+    # over scratch at its own budget kd has .08 and .12; over budget 1, as good as kd, nothing in either seed
+    fill(tmp_path, "scratch", {0.5: [0.4, 0.4], 1: [0.48, 0.52], 2: [0.6, 0.6]})
+    fill(tmp_path, "kd", {0.5: [0.48, 0.52]})
+    report = run(tmp_path)
+    assert row(report, "kd", 0.5)["difference"]["half"] > 0.1
+    for cell in (row(report, "kd", 0.5)["cheaper"], score(report, "kd")["targets"]["full"]["speed_up"]["flops"]):
+        assert [cell[name] for name in ("low", "value", "high")] == [pytest.approx(2)] * 3
+    # to .49, between budgets 1/2 and 1, scratch's seeds differ by nine tenths of .04: kd's by a tenth of that more
+    near = scores.equal_cost(50 * 2**0.9, [(50, {0: 0.4, 1: 0.4}), (100, {0: 0.48, 1: 0.52})])
+    assert near[1] - near[0] == pytest.approx(0.036)
 
 
 def test_cost_columns():
@@ -425,10 +444,32 @@ def test_no_method_meets_a_rule_is_said(study):
     text = " ".join(item["text"] for item in run(study)["recommendations"])
     assert "No method meets the rule for full accuracy." in text
     assert "No method meets the rule for accuracy at equal FLOPs. Nearest: `noisy`" in text
-    assert "No method is established as not worth it." in text
+    assert "No method is established as not worth it." in text and "below budget 1" not in text
+    fill(study, "short", {0.5: [0.3, 0.5]})
+    text = " ".join(item["text"] for item in run(study)["recommendations"])
+    assert "1 of 2 were measured below budget 1 alone, which says nothing about it." in text
     fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"])      # .05 and .07 below scratch at budget 2
     text = " ".join(item["text"] for item in run(study)["recommendations"])
     assert "Do not reload final weights: no row meets the rule. Nearest: `warm_start` at budget 1/2, −6.0 [" in text
+
+
+def test_what_a_cheaper_scratch_beats_is_not_worth_it(study):
+    fill(study, "dear", {1: [0.55, 0.571]}, flops=300)        # scratch has .60 for 200
+    fill(study, "cheap", {0.25: [0.2, 0.23]}, flops=99.5)     # a thousandth below scratch's smallest budget
+    fill(study, "tiny", {0.25: [0.2, 0.23]}, flops=50)        # nothing is known of scratch at half of that
+    fill(study, "good", {1: [0.6, 0.64]}, flops=300)
+    worse = next(item for item in run(study)["recommendations"] if item["kind"] == "not worth it")
+    assert [one["method"] for one in worse["rows"]] == ["dear", "cheap"]
+    assert "`dear` at budget 1, to which a cheaper scratch is superior" in worse["text"]
+
+
+def test_accuracy_at_equal_flops_is_recommended_at_the_budget_that_most_have(study):
+    fill(study, "early", {0.25: [0.5, 0.51], 0.5: [0.44, 0.451], 1: [0.52, 0.531]})
+    fill(study, "late", {0.5: [0.46, 0.471]})
+    fill(study, "other", {0.5: [0.43, 0.441]})
+    found = next(item for item in run(study)["recommendations"] if item["kind"] == "accuracy at equal FLOPs")
+    assert (found["method"], found["budget"]) == ("late", 0.5) and "Measured at budget 1/2," in found["text"]
+    assert "at budget 1/2 |" in write_overview(study.parent).read_text()
 
 
 def test_demo_recommends_nothing(study):
@@ -594,8 +635,8 @@ def test_figures_call_the_score_by_its_name(tmp_path, drawn, monkeypatch, name, 
     assert {f"test {noun}, %", f"full {noun}"} <= said["tradeoff"] and f"test {noun}, %" in said["accuracy_over_cost"]
     assert {f"to full {noun}", f"to full {noun} − 1 point"} <= said["speedup"]
     assert f"points of test {noun}" in said["landscape"]
-    line = next(line for line in figures["accuracy_over_cost"].axes[0].get_lines() if line.get_label() == "scratch (2)")
-    assert list(line.get_ydata()) == pytest.approx([1, 60])                 # before training and after it, in percent
+    line = next(line for line in figures["accuracy_over_cost"].axes[0].get_lines() if line.get_label() == "scratch (1)")
+    assert list(line.get_ydata()) == pytest.approx([1, 50])                 # before training and after it, in percent
 
 
 def test_tuning_table_of_another_score(tmp_path):

@@ -86,6 +86,20 @@ def at_equal_cost(scratch: Sequence[dict], clock: str) -> Callable[[dict], Mappi
     return reference
 
 
+def at_equal_score(scratch: Sequence[dict]) -> Callable[[dict], Mapping[int, float] | str]:
+    """Scratch's complete rows, read where they cost what brings their mean to another row's; else their nearest end."""
+    points = sorted(((row["flops"], row["values"]) for row in scratch), key=lambda point: point[0])
+
+    def reference(row):
+        if not points:
+            return "no complete scratch"
+        found = scores.cost_at([(cost, scores.mean(list(values.values()))) for cost, values in points], row["mean"])
+        return points[0 if found.status == "at most" else -1][1] if found.cost is None or found.status == "at most" \
+            else scores.equal_cost(found.cost, points)
+
+    return reference
+
+
 def timed_alike(rows: Sequence[dict]) -> bool:
     """Whether counted seconds compare these rows: one known version of the code on one device and set of packages made them."""
     made = {name: {value for row in rows for value in row["provenance"][name]} for name in ("commit", "device", "versions")}
@@ -129,12 +143,15 @@ def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, f
             full = next((row for row in scratch if row["budget"] == 1), None)
             if name == "full" and full:
                 base = scores.Reading("reached", full[clock])  # by definition, also where a smaller budget gets there
+            there = full["values"] if name == "full" and full else scores.equal_cost(
+                base.cost, [(row[clock], row["values"]) for row in scratch]) if base.status == "reached" else None
+            halves = [cell["half"] for cell in compare(complete, lambda row, there=there: there or "scratch is not there")]
             curve = [(row[clock], row["mean"]) for row in complete]
             reading = base if own else scores.cost_at(curve, target, start)
             reading = reading if timed or clock != "seconds" else scores.Reading("not comparable")
             cell["cost"][clock] = reading._asdict()
             cell["speed_up"][clock] = None if own else (scores.speed_up(
-                base, curve, [row["difference"]["half"] for row in complete], target, start)
+                base, curve, halves, target, start)
                 if timed or clock != "seconds" else NOT_COMPARABLE)._asdict()
         result["targets"][name] = cell
     return result
@@ -196,8 +213,8 @@ def aggregate(study: Mapping) -> dict:
         for name, reference in references(label, gained, timed, methods).items():
             for row, cell in zip(own, compare(own, reference), strict=True):
                 row[name] = cell
-        for row in own if label != "scratch" else ():
-            row["cheaper"] = scores.cheaper((row["flops"], row["mean"]), row["difference"]["half"], [
+        for row, cell in zip(own, compare(own, at_equal_score(finished)), strict=True) if label != "scratch" else ():
+            row["cheaper"] = scores.cheaper((row["flops"], row["mean"]), cell["half"], [
                 (other["flops"], other["mean"]) for other in finished])._asdict() if row["complete"] else None
         result.append(score(own, finished, targets, gained, timed)
                       | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common, timed)})

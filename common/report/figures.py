@@ -123,7 +123,7 @@ def tradeoff(report: Mapping, path: Path) -> bool:
 
 
 def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Path) -> bool:
-    """Mean test score over counted seconds and over FLOPs, the longest budget of each method."""
+    """Mean test score over counted seconds and over FLOPs, the longest budget up to 1 of each method."""
     chosen = {score["method"] for score in along_curves(report)}
     curves = {method: curve for method, curve in curves.items() if curve["score"] and method in chosen}
     if not curves:
@@ -139,6 +139,7 @@ def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Pat
             curve = curves[method]
             panel.plot([value / scale for value in curve[name]], [100 * value for value in curve["score"]],
                        color=look["color"], linestyle=look["linestyle"], marker=look["marker"], markevery=[-1],
+                       markerfacecolor=look["color"] if curve["complete"] else "white",
                        markersize=6, linewidth=1.5, label=f"{method} ({budget(curve['budget'])})")
         panel.set_xlim(left=0)
         panel.set_xlabel(label)

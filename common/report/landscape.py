@@ -79,12 +79,14 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
                             "MB of past kept"], body)
                      + "\n\n" + words.provenance(fresh, report))
     if reload:
-        body = [[*line, words.percent(row["start"]) if row["seeds"] else "–", preparation(row),
+        body = [[*line, words.percent(row["start"]) if row["seeds"] else "–",
+                 words.significant(row["flops"] / 1e12) if row["seeds"] else "–", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
                 for row, line in zip(reload, cells(reload, ("gain_over_warm_start", "gain_over_scratch_2"), show), strict=True)]
-        parts.append("These begin with reused weights, where nothing is new:\n\n" + table(
-            ["Method", "Seeds", terms.test_column, "Over warm_start", "Over scratch at budget 2", "Before training %",
-             "Preparation, % of FLOPs", "MB of past kept"], body) + "\n\n" + words.provenance(reload, report))
+        head = ["Method", "Seeds", terms.test_column, "Over warm_start, equal budget", "Over scratch at budget 2",
+                "Before training %", "TFLOP", "Preparation, % of FLOPs", "MB of past kept"]
+        parts.append(f"These begin with reused weights, where nothing is new:\n\n{table(head, body)}\n\n"
+                     + words.provenance(reload, report))
     return "\n\n".join(parts)
 
 

@@ -49,7 +49,8 @@ def headline(report: Mapping) -> str:
             full, near = score["targets"]["full"]["speed_up"], score["targets"]["full-1"]["speed_up"]
             cells = [speed_up(full["flops"]), speed_up(full["seconds"]), speed_up(near["flops"]),
                      f"{point_interval(last['equal_flops'])} at {budget(last['budget'])}" if last else "–"]
-        lines.append([f"`{score['method']}`", *cells, *costs, ", ".join(score["reused"]) or "nothing", complete])
+        reused = ", ".join(score["reused"]) or ("nothing" if any(row["seeds"] for row in rows) else "–")
+        lines.append([f"`{score['method']}`", *cells, *costs, reused, complete])
     head = ["Method", "Speed-up to full, FLOPs", "by seconds", "to full − 1 point, FLOPs",
             "Points over scratch at equal FLOPs, at budget", "FLOPs of a step", "seconds of a step", "Reuses", "Rows complete"]
     if not timed:
@@ -132,16 +133,17 @@ def cost_of_past(report: Mapping) -> str:
         if not row["seeds"]:
             continue
         cells = []
-        for clock, scale in (("flops", TERA), ("seconds", 1)):
+        for clock, scale in (("flops", TERA), ("seconds", 1))[:1 + report["timed_alike"]]:
             cost = row["cost"][clock]
             cells += [significant(value / scale)
                       for value in (cost["marginal"], cost["with_preparation"], cost["amortized"]["5"])]
         cells.insert(2, landscape.preparation(row))
         cells.insert(0, significant(None if row["sequence_flops"] is None else row["sequence_flops"] / TERA))
         lines.append([f"`{row['method']}`", budget(row["budget"]), *cells, significant(row["past_bytes"] / MEGA)])
-    return table(["Method", "Budget", "TFLOP, its past runs too", "marginal", "with preparation", "of it %", "amortized over 5",
-                  "Seconds, marginal",
-                  "with preparation", "amortized over 5", "MB of past kept"], lines) \
+    columns = [f"{unit}, {kind}" for unit in ("TFLOP", "Seconds")[:1 + report["timed_alike"]]
+               for kind in ("marginal", "with preparation", "amortized over 5")]
+    columns.insert(2, "Preparation, % of FLOPs")
+    return table(["Method", "Budget", "TFLOP, its past runs too", *columns, "MB of past kept"], lines) \
         + "\n\n" + words.provenance(report["rows"], report)
 
 
@@ -152,8 +154,10 @@ def absent(report: Mapping) -> str:
               else run["state"], f"`{run['command']}`"] for run in [*report["failed"], *report["missing"]]]
     if not lines:
         return "None: every planned run is finished."
-    return table(["Method", "Budget", "Seed", "State", "Command"], lines, text=("State", "Command")) \
-        + "\n\n" + words.provenance(report["rows"], report)
+    text = table(["Method", "Budget", "Seed", "State", "Command"], lines, text=("State", "Command"))
+    if len(lines) > 20:
+        text = f"<details><summary>{len(lines)} runs, with their commands</summary>\n\n{text}\n\n</details>"
+    return text + "\n\n" + words.provenance(report["rows"], report)
 
 
 def past(report: Mapping) -> str:
@@ -214,8 +218,8 @@ def markdown(report: Mapping) -> str:
         parts.append(("Gains of reloading final weights", "Nothing is new in this scenario, so these methods go on "
                       "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
                       + gains(report)))
-    parts += [("Cost of the past", "What the past runs cost themselves stands in the first column, the whole sequence's, and is "
-               "counted nowhere else: they are there.\n\n"
+    parts += [("Cost of the past", "What the past runs cost themselves stands in the column of the whole sequence, and is "
+               "counted nowhere else: they are there. Past runs that only one method needs are its preparation.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)),
               ("How the numbers are made", RULES.format(noun=noun))]

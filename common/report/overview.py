@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.files import read_json, write_atomic
 from common.report.markdown import table
-from common.report.words import distinct, goal, percent, points, regime, terms
+from common.report.words import budget, distinct, goal, percent, points, regime, terms
 
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
          "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights"}
@@ -20,11 +20,12 @@ def answer(report: Mapping, kind: str) -> str:
     if item is None:
         return "–"
     if item["method"] is None:
-        return "no method established"
+        return f"none of {item['measured']} measured there" if "measured" in item else "no method established"
     if kind == "reload weights":
         return ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"]))
     if kind == "accuracy at equal FLOPs":
-        return f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points"
+        return (f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points "
+                f"at budget {budget(item['budget'])}")
     end = "open" if item["high"] is None else f"{item['high']:.2f}"
     return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
 
@@ -34,7 +35,8 @@ def overview(reports: Sequence[Mapping]) -> str:
     lines = []
     for report in reports:
         lines.append([f"[{report['study']}]({report['study']}/REPORT.md)", SITUATIONS.get(report["scenario"], report["scenario"]),
-                      f"`{report['model']}` on `{report['task']}`, {goal(report, 'full')} {percent(report['full_accuracy'])} %",
+                      f"`{report['model']}` on `{report['task']}`, {goal(report, 'full')} {percent(report['full_accuracy'])}"
+                      + ("" if report["full_accuracy"] is None else " %"),
                       regime(report), *(answer(report, kind) for kind in KINDS)])
     nouns = distinct(terms(report).noun for report in reports)
     noun = nouns[0] if len(nouns) == 1 else "score"           # several: each row's setting names its own

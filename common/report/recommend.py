@@ -78,10 +78,14 @@ def save_compute(report: Mapping, target: str) -> dict:
     found = {"kind": f"save compute, {target}", "rule": rule, "method": best["method"] if met else None,
              "candidates": len(candidates)} | {
              name: cell["flops"][name] if met else None for name in ("value", "low", "high")}
+    short = [score for score in candidates if max(score["budgets"], default=0) < 1]
+    found["measured"] = len(candidates) - len(short)
     if not met:
         text = f"No method meets the rule for {goal}."
         if best:
             text += f" Nearest: `{best['method']}`, {words.speed_up(cell['flops'])} times."
+        if short:
+            text += f" {len(short)} of {len(candidates)} were measured below budget 1 alone, which says nothing about it."
         return found | {"text": text}
     text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
             f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
@@ -113,9 +117,10 @@ def largest(rows: Sequence[Mapping], name: str) -> list[Mapping]:
 
 
 def equal_flops(report: Mapping) -> dict:
-    rows, noun = equal_flops_rows(report), words.terms(report).noun
+    rows, noun = [row for row in equal_flops_rows(report) if row["budget"] == report["common_budget"]], words.terms(report).noun
     met = largest([row for row in rows if above(row["equal_flops"], 0)], "equal_flops")
-    rule = f"the largest {noun} over scratch at equal FLOPs, among complete rows whose interval lies above 0"
+    rule = (f"the largest {noun} over scratch at equal FLOPs, among complete rows at budget "
+            f"{words.budget(report['common_budget'])}, which most methods have, whose interval lies above 0")
     found = {"kind": "accuracy at equal FLOPs", "rule": rule, "method": met[0]["method"] if met else None,
              "budget": met[0]["budget"] if met else None, "candidates": len(rows)} | {
              name: met[0]["equal_flops"][other] if met else None
@@ -131,14 +136,32 @@ def equal_flops(report: Mapping) -> dict:
     elif free:
         text += f" Without any past run: {at(free, 'equal_flops')}."
     text += f" The largest of {len(rows)} rows: measure it again on fresh seeds before calling it best. "
-    return found | {"text": text + limits(report, [row["budget"] for row in rows if row["method"] == found["method"]])}
+    return found | {"text": text + limits(report, [report["common_budget"]])}
+
+
+def dominated(report: Mapping) -> list[Mapping]:
+    """Complete rows outside of scratch's budgets, to which scratch at as few FLOPs (1 % aside) or fewer is superior.
+
+    By more than the half-width of the interval of the row's difference to scratch at its own budget.
+    """
+    gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
+    scratch = [row for row in rows_of(report, "scratch") if row["complete"]]
+    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained | {"scratch"}
+            and row["equal_flops"]["mean"] is None and row["difference"]["half"] is not None
+            and any(other["flops"] <= 1.01 * row["flops"] and other["mean"] > row["mean"] + row["difference"]["half"]
+                    for other in scratch)]
 
 
 def not_worth(report: Mapping) -> dict:
-    rows = [row for row in equal_flops_rows(report)
-            if row["equal_flops"]["high"] is not None and row["equal_flops"]["high"] < 0]
-    rule = f"complete rows whose {words.terms(report).noun} over scratch at equal FLOPs lies below 0 with its whole interval"
-    text = "Not worth it: " + "; ".join(at(row, "equal_flops") for row in rows) + ". " + limits(
+    inside = [row for row in equal_flops_rows(report)
+              if row["equal_flops"]["high"] is not None and row["equal_flops"]["high"] < 0]
+    outside = dominated(report)
+    rows, noun = inside + outside, words.terms(report).noun
+    rule = (f"complete rows whose {noun} over scratch at equal FLOPs lies below 0 with its whole interval, and those outside of "
+            "scratch's budgets to which a scratch of no more FLOPs is superior by more than the half-width of their difference")
+    said = [at(row, "equal_flops") for row in inside] + [
+        f"`{row['method']}` at budget {words.budget(row['budget'])}, to which a cheaper scratch is superior" for row in outside]
+    text = "Not worth it: " + "; ".join(said) + ". " + limits(
         report, [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
     return {"kind": "not worth it", "rule": rule, "method": None, "text": text,
             "rows": [{"method": row["method"], "budget": row["budget"]} for row in rows]}
@@ -148,7 +171,7 @@ def reload_weights(report: Mapping) -> dict | None:
     """None where no method of the study reloads final weights."""
     gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
     if gained:
-        name, than = "gain_over_scratch_2", "scratch at budget 2, which trains as long as both runs together"
+        name, than = "gain_over_scratch_2", "scratch at budget 2, which trains as long as one past run and a run of budget 1"
         rows = [row for row in report["rows"] if row["method"] in gained and row["complete"]
                 and row[name]["mean"] is not None]
     else:
@@ -164,7 +187,7 @@ def reload_weights(report: Mapping) -> dict | None:
              "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
     if not met:
         return found | {"text": "Do not reload final weights: no row meets the rule. "
-                                f"Nearest: {at(largest(rows, name)[0], name)}. "
+                                f"Nearest: {at(largest(rows, name)[0], name)}. " + without_the_past(report, gained)
                                 + limits(report, [row["budget"] for row in rows])}
     text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
     plain = met[0].get("gain_over_warm_start")
@@ -172,6 +195,13 @@ def reload_weights(report: Mapping) -> dict | None:
         text += f" The first gains {words.point_interval(plain)} points over plain `warm_start`" + (
             "." if above(plain, 0) else ": no established difference.")
     return found | {"text": f"{text} {limits(report, [row['budget'] for row in met])}"}
+
+
+def without_the_past(report: Mapping, gained: Sequence[str]) -> str:
+    """What plain reloading gains where nobody charges the past run, in one sentence, if it was compared."""
+    rows = [row for row in rows_of(report, "warm_start") if row["complete"] and row["difference"]["mean"] is not None]
+    return f"This charges the past run in full; without it {at(rows[-1], 'difference')} over scratch. " \
+        if rows and "warm_start" in gained else ""
 
 
 def recommendations(report: Mapping) -> list[dict]:

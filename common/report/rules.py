@@ -3,8 +3,8 @@
 FIGURES = {
     "tradeoff": "Trade-off curves: every point is complete runs with the schedule annealed to that budget. Bands are "
                 "95 % t-intervals. Hollow points lack planned seeds.",
-    "accuracy_over_cost": "Learning curves of each method's longest budget, mean over seeds. Before its last epoch a "
-                          "curve has not annealed: compare the ends, not the middles.",
+    "accuracy_over_cost": "Learning curves of each method's longest budget up to 1, mean over seeds. Before its last epoch a "
+                          "curve has not annealed: compare the ends, not the middles. Hollow ends lack planned seeds.",
     "landscape": "Every method at one budget, with its 95 % interval, the best first; none whose cost lies outside scratch's "
                  "budgets. Hollow points lack planned seeds.",
     "step_cost": "Cost of one training step over scratch's in the same budget, preparation left out.",
@@ -16,19 +16,22 @@ RULES = """\
 - **Full {noun}** is the mean last-epoch test {noun} of scratch at budget 1 in the setting of the new run. A \
 budget is a number of epochs, as a share of those of budget 1; every run anneals its schedule to its own budget.
 - **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
-takes budgets as independent, although they share seeds. [unknown] means too few seeds for an interval.
-- **Differences** are paired by seed. Scratch at equal cost is its monotone mean curve, {noun} linear in log cost; \
-each seed is compared with its own scratch runs at the same points with the same weights.
-- **Cost to {noun}** is read off the monotone curve over a method's complete rows. *Not reached*: not at its largest \
+takes budgets as independent, although they share seeds, and as equally noisy, although short ones are less so. A method \
+with one budget has its own seeds alone: two degrees of freedom for three. [unknown] means too few seeds for an interval.
+- **Curves** are read between their points by a monotone cubic in log cost (Fritsch and Butland 1984): they are concave, and \
+straight lines would flatter whatever costs lie between scratch's budgets.
+- **Differences** are paired by seed. Scratch at equal cost is read off its mean curve; a seed lies off that curve as far as \
+its own scratch runs at the two budgets beside lie off theirs.
+- **Cost to {noun}** is read off the curve over a method's complete rows. *Not reached*: not at its largest \
 budget. *At most X*: its smallest budget, which costs X, is above already. *Starts there*: the reused weights have \
 it before the first step. Nothing is extrapolated.
 - **Speed-up** is scratch's cost over the method's at equal {noun}; scratch's cost to full {noun} is budget 1 by \
 definition. Its interval reads the method's curve moved down and up by the half-width of the interval of its paired \
-difference to scratch. *Not reached* as an end of an interval: the moved curve does not get there. \
+difference to scratch's runs there. *Not reached* as an end of an interval: the moved curve does not get there. \
 *Unknown*: scratch's own cost is, as where its smallest budget is above already.
 - **Cheaper than scratch at its {noun}** is scratch's FLOPs to a row's {noun} over those of the row, for one budget \
-what the speed-up is for the whole curve; its interval moves the row by the half-width of its paired difference. \
-*Open*: scratch has no budget that gets there.
+what the speed-up is for the whole curve; its interval moves the row by the half-width of its paired difference to scratch, \
+read where scratch is as good. *Open*: scratch has no budget that gets there.
 - **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
 FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
 evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \

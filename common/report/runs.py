@@ -87,16 +87,19 @@ def read_study(folder: Path) -> dict:
 
 
 def learning_curves(study: Mapping) -> dict[str, dict]:
-    """By method, its longest budget with a finished run: the mean test score over mean counted cost, epoch by epoch."""
+    """By method, its longest budget up to 1 with a finished run: the mean test score over mean counted cost by epoch."""
     curves = {}
     for label in dict.fromkeys(run["label"] for run in study["runs"]):
-        runs = [run for run in study["runs"] if run["label"] == label and run["summary"] and run["metrics"]]
+        planned = [run for run in study["runs"] if run["label"] == label]
+        runs = [run for run in planned if run["summary"] and run["metrics"]]
         if not runs:
             continue
-        budget = max(run["budget"] for run in runs)
+        budgets = {run["budget"] for run in runs}
+        budget = max((b for b in budgets if b <= 1), default=max(budgets))
         tables = [{row["epoch"]: row for row in run["metrics"]} for run in runs if run["budget"] == budget]
         epochs = sorted(epoch for epoch in tables[0] if all(epoch in table for table in tables))
-        curves[label] = {"budget": budget} | {
+        complete = len(tables) == sum(run["budget"] == budget for run in planned)
+        curves[label] = {"budget": budget, "complete": complete} | {
             name: [mean([table[epoch][key] for table in tables]) for epoch in epochs]
             for name, key in (("seconds", "seconds"), ("flops", "flops"), ("score", f"test/{study['score']}"))}
     return curves

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 from scipy.stats import t as student
 
 Curve = Sequence[tuple[float, float]]
@@ -89,8 +91,20 @@ def monotone(curve: Curve) -> list[tuple[float, float, int]]:
     return steps
 
 
+def between(curve: Curve) -> Callable[[float], float]:
+    """Accuracy of the monotone curve at a cost between its points: a monotone cubic in log cost (Fritsch and Butland 1984).
+
+    Straight lines would lie below a concave curve, and flatter whatever costs lie between the reference's points.
+    """
+    points = {math.log(cost): accuracy for cost, accuracy, _ in monotone(curve)}
+    if len(points) == 1:
+        return lambda cost: next(iter(points.values()))
+    cubic = PchipInterpolator(list(points), list(points.values()))
+    return lambda cost: float(cubic(math.log(cost)))
+
+
 def cost_at(curve: Curve, target: float | None, start: float | None = None) -> Reading:
-    """The cost at which the monotone curve reaches `target`, accuracy linear in log cost, never extrapolated.
+    """The cost at which the monotone curve reaches `target`, read `between` its points and never extrapolated.
 
     `start` is the accuracy before the first step.
     """
@@ -101,20 +115,18 @@ def cost_at(curve: Curve, target: float | None, start: float | None = None) -> R
     steps = monotone(curve)
     if steps[0][1] > target:
         return Reading("at most", steps[0][0])
+    line = between(curve)
     for i, (cost, accuracy, _) in enumerate(steps):
         if accuracy >= target:
             if accuracy == target:
                 return Reading("reached", cost)
-            before, below, _ = steps[i - 1]
-            return Reading("reached", before * (cost / before) ** ((target - below) / (accuracy - below)))
+            found = brentq(lambda x: line(math.exp(x)) - target, math.log(steps[i - 1][0]), math.log(cost))
+            return Reading("reached", float(f"{math.exp(found):.10g}"))         # as far as the search goes anywhere
     return Reading("not reached")
 
 
 def weights_at(curve: Curve, cost: float) -> list[tuple[int, float]] | None:
-    """Which points, with which weights, make the monotone curve's accuracy at `cost`; None outside of the curve.
-
-    Applied to the values of one seed they give what that seed's runs say at this cost, so differences stay paired.
-    """
+    """The points beside `cost`, weighted by how near it lies to each in log cost; None outside of the monotone curve."""
     steps = monotone(curve)
     if not steps or not steps[0][0] <= cost <= steps[-1][0]:
         return None
@@ -126,23 +138,28 @@ def weights_at(curve: Curve, cost: float) -> list[tuple[int, float]] | None:
 
 
 def equal_cost(cost: float, points: Sequence[tuple[float, Values]]) -> dict[int, float] | None:
-    """Accuracy by seed of the reference at `cost`, read off its monotone mean curve; None outside of that curve.
+    """Accuracy by seed of the reference at `cost`, read `between` the points of its mean curve; None outside of that curve.
 
-    `points` are the reference's (cost, values) by budget.
+    A seed lies off the mean curve by what its own runs at the points beside lie off their means, so that differences stay
+    paired. `points` are the reference's (cost, values) by budget.
     """
-    weights = weights_at([(price, mean(list(values.values()))) for price, values in points], cost)
+    curve = [(price, mean(list(values.values()))) for price, values in points]
+    weights = weights_at(curve, cost)
     if weights is None:
         return None
     used = [(points[index][1], weight) for index, weight in weights if weight > 0]
     seeds = [seed for seed in used[0][0] if all(seed in values for values, _ in used)]
-    return {seed: math.fsum(weight * values[seed] for values, weight in used) for seed in seeds}
+    straight = math.fsum(weight * curve[index][1] for index, weight in weights)
+    bend = round(between(curve)(cost) - straight, 10) if len(used) > 1 else 0.0
+    return {seed: math.fsum(weight * values[seed] for values, weight in used) + bend for seed in seeds}
 
 
 def speed_up(reference: Reading, curve: Curve, halves: Sequence[float | None], target: float | None,
              start: float | None = None) -> SpeedUp:
     """Cost of the reference over the cost of the curve at `target`.
 
-    The interval: the same reading of the curve moved down and up by `halves`, the half-width at each of its points.
+    The interval: the same reading of the curve moved down and up by `halves`, at each of its points the half-width of the
+    interval of its difference to the reference's runs at the target.
     """
     known = reference.status == "reached" and reference.cost is not None
 
@@ -161,8 +178,9 @@ def speed_up(reference: Reading, curve: Curve, halves: Sequence[float | None], t
 def cheaper(row: tuple[float, float], half: float | None, reference: Curve) -> SpeedUp:
     """Cost of the reference at a row's accuracy over the row's own cost; the row is (cost, accuracy).
 
-    The interval: the same with the row's accuracy moved down and up by `half`. A status is that of the reference:
-    where it is "at most", its smallest budget is above already, and the number is an upper bound.
+    The interval: the same with the row's accuracy moved down and up by `half`, the half-width of the interval of its
+    difference to the reference's runs at that accuracy. A status is that of the reference: where it is "at most", its
+    smallest budget is above already, and the number is an upper bound.
     """
     cost, accuracy = row
 
