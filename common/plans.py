@@ -188,8 +188,9 @@ def studies() -> dict[str, Study]:
         # where the cost of a budget with a teacher lies between its own, so that less is left to reading between points
         "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=BETWEEN, past_of="cifar100-mini", runs=tuple(
             Runs(script, budgets, (seed,), options, tag) for seed in FRESH for script, budgets, options, tag in (
-                ("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1, 2), (), ""), ("methods/dkd", quarter, ("--until", "0.5"), "early"),
-                ("methods/partial_kd", quarter, EARLY, "early"), ("methods/dkd", quarter, (), ""),
+                ("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1, 2), (), ""),
+                ("methods/dkd", quarter, ("--until", "0.5"), "early"), ("methods/partial_kd", quarter, EARLY, "early"),
+                ("methods/dkd", quarter, (), ""),
                 ("methods/attention_transfer", quarter, (), ""), ("methods/curriculum", quarter, (), "")))),
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
