@@ -50,7 +50,11 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
                          f"{'–' if row['loss'] is None else format(row['loss'], '.3f')} | {100 * row['train_accuracy']:.1f} |")
         lines.append("")
     done = [row for row in rows if row["accuracy"] is not None]
-    where = sorted({f"{row['device']['name']}, {row['device']['threads']} thread(s), torch {row['versions']['torch']}, commit "
-                    f"{row['commit'][:10]}{' with uncommitted changes' if row['dirty'] else ''}" for row in done})
+    made = {}
+    for row in done:
+        machine = f"{row['device']['name']}, {row['device']['threads']} thread(s), torch {row['versions']['torch']}"
+        made.setdefault(machine, set()).add(row["commit"][:10] + (" (with uncommitted changes)" if row["dirty"] else ""))
+    where = [f"{machine}, commit{'s' if len(commits) > 1 else ''} {' and '.join(sorted(commits))}"
+             for machine, commits in sorted(made.items())]
     return "\n".join([*lines, f"{len(done)} of {len(rows)} runs, seed {', '.join(sorted({str(r['seed']) for r in rows}))}. "
                       + "; ".join(where), ""])
