@@ -2,7 +2,8 @@
 
 FIGURES = {
     "tradeoff": "Trade-off curves: every point is complete runs with the schedule annealed to that budget. Bands are "
-                "95 % t-intervals. Hollow points lack planned seeds.",
+                "95 % t-intervals. Hollow points lack planned seeds. Lines guide the eye: what is read between points is read "
+                "off a smooth curve, see [the rules](#how-the-numbers-are-made).",
     "accuracy_over_cost": "Learning curves of each method's longest budget up to 1, mean over seeds. Before its last epoch a "
                           "curve has not annealed: compare the ends, not the middles. Hollow ends lack planned seeds.",
     "landscape": "Every method at one budget, with its 95 % interval, the best first; none whose cost lies outside scratch's "
