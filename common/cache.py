@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, from_numpy
 
-from common.files import Refused, lock, read_json, unwritable, write_json
+from common.files import Refused, lock, read_json, reserve, unwritable, write_json
 from common.machine import free_memory
 from common.ranks import rank, wait, world
 
@@ -45,8 +45,7 @@ def cached_table(run, name: str, key: dict, shape: tuple[int, ...], fill: Callab
             with run.prepare(name) as call:
                 try:
                     table = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-                    with open(partial, "r+b") as file:        # a full disk would end a mapped write with a bus error
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
+                    reserve(partial)
                     fill(call, table)
                     table.flush()
                     os.replace(partial, path)

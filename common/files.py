@@ -65,6 +65,17 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object] | str) -> None:
         raise unwritable(path, error) from None
 
 
+def reserve(path: Path) -> None:
+    """Takes the disk space of a file that is about to be written through memory: a full disk would end that with a bus error.
+
+    Raises
+        OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):                        # not so on a Mac
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+
+
 def write_torch(path: Path, value: object) -> None:
     """torch.save by way of memory, since it reports a full disk as an internal error of its own."""
     buffer = io.BytesIO()

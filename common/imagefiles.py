@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import Refused, lock, read_json, unwritable, write_json
+from common.files import Refused, lock, read_json, reserve, unwritable, write_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")      # torchvision's ImageFolder's
 NAMED = 10                                                    # unreadable files that a message names
@@ -78,8 +78,7 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
     partial, bad, n = path.with_suffix(".partial"), {}, 0
     try:
         table = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
-        with open(partial, "r+b") as file:                    # a full disk would end a mapped write with a bus error
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
+        reserve(partial)
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
             warnings.simplefilter("ignore")                   # about odd metadata
             found = threads.map(lambda file: decode(file, size), files)

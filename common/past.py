@@ -124,7 +124,7 @@ class PastRun:
             fits = {k: w for k, w in theirs.items() if not k.startswith(model.head_name + ".") and k in mine
                     and mine[k].shape == w.shape}
             left = sorted(set(mine) - set(fits))
-            if not fits:
+            if not any(w.ndim for w in fits.values()):        # batch norm's counts of batches fit anything
                 raise Refused(f"past run {self.name} is a {self.architecture}, of which nothing fits into this run's "
                               f"{self.args.model}: name past runs of the same model, or train from scratch.")
             self._say(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")

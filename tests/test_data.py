@@ -10,7 +10,7 @@ import torch
 from conftest import parse, run_script
 
 from common import tasks
-from common.data import CENTER, VIEWS, Split, epoch_order, train_batches, visits
+from common.data import CENTER, VIEWS, Split, epoch_order, fingerprint, train_batches, visits
 from common.files import Refused
 from common.subsets import rank_in_class, subset
 
@@ -61,6 +61,15 @@ def test_what_two_methods_both_keep_stands_in_one_order_under_one_view():
     assert sorted(index.tolist()) == sorted(repeated.tolist())
     fives = [(i, v) for i, v in zip(index.tolist(), views.tolist(), strict=True) if i == 5]
     assert len(fives) == 3 and len(set(fives)) > 1            # an example seen again has another view
+
+
+def test_a_fingerprint_tells_data_sets_apart():
+    images, target = np.zeros((98, 4, 4, 3), np.uint8), np.arange(98)
+    other = images.copy()
+    other[97] = 1
+    assert len({fingerprint(images, target), fingerprint(other, target), fingerprint(images, target[::-1]),
+                fingerprint(images[:, :2], target)}) == 4
+    assert fingerprint(images, target.astype(np.int32)) == fingerprint(images, target)
 
 
 def test_visits():

@@ -154,7 +154,12 @@ def test_a_cache_is_charged_in_full_to_whoever_reads_it(past, tmp_path):
     first = run_script("methods/cached_kd", "--epochs", 1, *argv)
     files = sorted((tmp_path / "cache").glob("*.npy"))
     made = files[0].stat().st_mtime_ns
+    price = files[0].with_suffix(".json")
+    assert json.loads(price.read_text())["seconds"] > 0
+    price.write_text(json.dumps(json.loads(price.read_text()) | {"seconds": 1000.0}))
     second = run_script("methods/cached_kd", "--epochs", 2, *argv)
+    seconds = json.loads((second / "summary.json").read_text())["seconds"]
+    assert seconds["counted"] > seconds["preparation"] > 1000
     assert sorted((tmp_path / "cache").glob("*.npy")) == files and len(files) == 1 and files[0].stat().st_mtime_ns == made
     forward = rows(run_script("methods/kd", "--epochs", 1, *argv[:-2]))[-1]["flops"] - rows(
         run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path))[-1]["flops"]
@@ -342,6 +347,8 @@ def test_rho_loss_charges_for_its_past_runs_and_needs_unseen_examples(past, fold
     folder = run_script("methods/rho_loss", "--epochs", 1, "--seed", 1, "--past", folds, "--results", tmp_path)
     scratch = run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path)
     theirs = sum(rows(path.parent)[-1]["flops"] for path in folds.rglob("config.json"))
+    summary, *past_ones = (json.loads(path.read_text()) for path in (folder / "summary.json", *folds.rglob("summary.json")))
+    assert summary["seconds"]["preparation"] > sum(one["seconds"]["counted"] for one in past_ones)
     epoch = rows(scratch)[1]["flops"]
     scoring = rows(folder)[0]["flops"] - theirs               # a forward pass over 320 examples
     assert 0 < scoring < 0.4 * epoch
@@ -368,6 +375,19 @@ def test_curriculum_by_hand():
     fourth = curriculum.pool(index, loss, 0.25, chosen, 1).tolist()             # 70 % of 5, rounded to 4
     assert set(fourth) == {0, 1, 3, 4} and len(fourth) == 5
     assert sorted(curriculum.pool(index, loss, 0.5, chosen, 1).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_examples_of_partly_seen_epochs(tmp_path):
+    nan = float("nan")
+    examples.write_epoch(tmp_path, 1, {"loss": torch.tensor([1, nan, nan]), "correct": torch.tensor([1, nan, nan])})
+    examples.write_epoch(tmp_path, 2, {"loss": torch.tensor([3, 5, nan]), "correct": torch.tensor([0, 1, nan]),
+                                       "kd": torch.tensor([nan, 2, nan])})
+    for slim, wanted in ((False, {"loss": [[1, nan, nan], [3, 5, nan]], "kd": [[nan] * 3, [nan, 2, nan]]}),
+                         (True, {"loss.mean": [[2, 5, nan]], "kd.mean": [[nan, 2, nan]]})):
+        examples.merge(tmp_path, 3, slim)
+        with np.load(tmp_path / "examples.npz") as found:
+            assert set(found.files) == {*wanted, "correct"} and found["correct"].shape == (2, 3)
+            assert all(np.array_equal(found[name], table, equal_nan=True) for name, table in wanted.items())
 
 
 def test_what_was_never_seen_counts_highest_in_an_order_by_lot():

@@ -42,6 +42,10 @@ def start(work, world: int = 2, console: Path | None = None) -> list[int]:
                 if console:
                     sys.stdout = sys.stderr = open(console / f"rank{rank}.txt", "w", buffering=1)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                if rank:
+                    def forbidden(one, other):
+                        raise AssertionError(f"rank {os.environ['RANK']} writes {other}")
+                    os.replace = forbidden                    # every file comes by it, and only rank 0 writes
                 work()
                 code = 0
             except SystemExit as ended:
@@ -140,15 +144,25 @@ def test_ranks_resume_exactly_after_a_kill_and_after_a_signal(past, tmp_path):
     for process in killed:
         os.kill(process, signal.SIGKILL)
     assert end(killed) == [-signal.SIGKILL] * 2
-    stopped = start(train("killed"), console=tmp_path)
-    wait_for(lambda: len(rows(folder)) >= 3)
-    for process in stopped:
-        os.kill(process, signal.SIGTERM)
-    codes = end(stopped)
-    assert codes in ([143, 143], [0, 0])                      # 0 where it was too late to stop
-    if codes == [143, 143]:
-        assert "stopped by SIGTERM" in (tmp_path / "rank0.txt").read_text() and not (tmp_path / "rank1.txt").read_text()
-        assert end(start(train("killed"))) == [0, 0]
+    assert end(start(train("killed"))) == [0, 0]
+    assert same_weights(calm, folder) and rows(calm) == rows(folder)
+
+    def signalled():                                          # one rank alone is told to stop
+        count = Run.count
+
+        def count_and_ask(run, *what):
+            count(run, *what)
+            if run.steps == 13 and ranks.rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Run.count = count_and_ask                             # in this child
+        train("signalled")()
+
+    assert end(start(signalled, console=tmp_path)) == [143, 143]
+    assert "stopped by SIGTERM after 20 steps" in (tmp_path / "rank0.txt").read_text()
+    assert not (tmp_path / "rank1.txt").read_text()
+    assert end(start(train("signalled"))) == [0, 0]
+    folder = tmp_path / "signalled" / calm.relative_to(tmp_path / "calm")
     assert same_weights(calm, folder) and rows(calm) == rows(folder)
     with pytest.raises(SystemExit) as finished:               # alone, on what two ranks have finished
         train("killed")()

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,6 +273,43 @@ def test_full_disk(tmp_path, monkeypatch):
         patched.setattr("os.fsync", lambda fd: None)          # not for a device
         refused("cannot write .*metrics.jsonl: No space left on device. Make room", write_atomic, target, "new")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_the_old_one_or_the_whole_new_one(tmp_path):
+    target = tmp_path / "metrics.jsonl"
+    target.write_text("old")
+
+    def half(out):
+        out.write(b"new, but")
+        out.flush()
+        assert target.read_text() == "old"                    # what a kill here would leave
+        raise OSError(28, "No space left on device")
+
+    refused("cannot write .*metrics.jsonl: No space left on device. Make room", write_atomic, target, half)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_every_file_is_written_whole_and_the_summary_last(tmp_path, monkeypatch):
+    written, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda one, other: (written.append(Path(other).name), real(one, other)))
+    folder = run_script("baselines/scratch", "--epochs", 2, "--results", tmp_path)
+    left = {path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != "tb"} - {".lock"}
+    assert left | {"last.pt"} <= set(written) and written[-1] == "summary.json"
+
+
+def test_more_that_does_not_fit(copy):
+    past, data, args = seen_from(copy, "--model", "resnet8x2")
+    refused("nothing fits", past.weights, TASKS["shapes"].build(args, data), "trunk")
+    refused("without --holdout, so nothing but the test set", past.held_out)
+    np.savez(copy / "examples.npz", loss=np.zeros((2, 7), np.float16))
+    refused("has shape", past.examples, "loss")
+
+
+def test_a_seed_without_a_past_run_of_its_own_wraps_around(past):
+    for seed, first in ((1, 101), (3, 100), (14, 102)):
+        args = parse("methods/kd", "--past", past, "--seed", seed)
+        data = TASKS["shapes"].load(args, torch.device("cpu"))
+        assert Run.past(SimpleNamespace(args=args), data)[0].seed == first
 
 
 def test_results_that_cannot_be_written(tmp_path):

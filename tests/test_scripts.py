@@ -1,4 +1,5 @@
 """Every script: runs, leaves the contract's files, equals what its docstring says at its neutral setting, resumes exactly."""
+import ast
 import importlib
 import json
 import os
@@ -90,6 +91,28 @@ def test_docstring_has_its_lines_and_a_command_that_parses(script):
                for run in plan(name, study)["past"]}
     assert all((ROOT / path).is_dir() or path in planned for path in parsed.past) and bool(parsed.past) == needs_past(script)
     assert script == "baselines/scratch" or script in NEUTRAL or "none" in re.search(r"^Neutral +(.*)$", doc, re.M).group(1)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_only_loading_and_evaluating_are_untimed(script):
+    """With what the clock does in them in test_step.py, a method cannot put work of its own beside the clock."""
+    blocks = [(ast.unparse(node.items[0]), [ast.unparse(line) for line in node.body])
+              for node in ast.walk(ast.parse((ROOT / f"{script}.py").read_text()))
+              if isinstance(node, ast.With) and "untimed" in ast.unparse(node.items[0])]
+    (data, load), (evaluation, (log,)) = blocks
+    assert (data, load) == ("run.untimed('data')", ["data = task.load(args, run.device)"])
+    assert evaluation == "run.untimed('eval')"
+    assert re.fullmatch(r"run\.log\(epoch, step\.means\(\) \| task\.evaluate\([\w.]+, data\.test\)\)", log)
+
+
+@pytest.mark.parametrize("script, more", [
+    ("methods/attention_transfer", []), ("methods/similarity_kd", []), ("methods/born_again", []),
+    ("methods/curriculum_dkd", ["--until", 1]), ("methods/shrink_perturb_kd", ["--share", 1]),
+    ("methods/early_checkpoint_kd", ["--share", 1]), ("methods/infobatch_kd", ["--share", 1, "--ratio", 0])])
+def test_a_teacher_in_every_step_costs_at_least_what_it_costs_kd(script, more, past, tmp_path):
+    argv = ["--epochs", 0.2, "--seed", 1, "--past", past, "--results", tmp_path]
+    mine, kds = (rows(run_script(*one))[-1]["flops"] for one in ((script, *argv, *more), ("methods/kd", *argv)))
+    assert mine >= kds
 
 
 def readme() -> dict[str, list[str]]:

@@ -1,12 +1,16 @@
 """Step against ten readable lines, the losses against formulas by hand, the clock, FLOPs."""
+import json
 import math
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import parse
+from conftest import parse, run_script
 from torch.nn import functional as F
 
+import common.run
 from common.clock import Clock
 from common.data import train_batches
 from common.files import Refused
@@ -195,6 +199,55 @@ def test_the_clock_stops_only_for_untimed():
     assert clock.preparation_seconds["cache"] == 7 and clock.flops["preparation"] == 240 + 11
     with pytest.raises(ValueError, match="data, compile, eval, checkpoint"), clock.untimed("teacher"):
         pass
+
+
+def test_a_resumed_clock_goes_on_from_its_checkpoint(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("common.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = Clock(torch.device("cpu"))
+    now[0] = 10
+    with clock.untimed("eval"):
+        now[0] = 13
+    with clock.prepare("scores"):
+        now[0] = 15
+    state, now[0] = clock.state_dict(), 100                   # killed, and 92 seconds later another process
+    later = Clock(torch.device("cpu"))
+    now[0] = 107
+    with later.untimed("checkpoint"):
+        later.load_state_dict(state)
+        now[0] = 108
+    now[0] = 110
+    assert later.counted() == 12 + 2 and later.untimed_seconds["checkpoint"] == 1 and later.preparation_seconds == {"scores": 2}
+
+
+def test_the_clock_waits_for_the_device_at_both_edges(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    clock = Clock(torch.device("cuda"))
+    with clock.untimed("eval"):
+        assert len(waited) == 1
+    assert len(waited) == 2 and clock.counted() is not None and len(waited) == 3
+
+
+def test_only_steps_are_counted(tmp_path, monkeypatch):
+    """Every kind of work takes a time of its own on a clock that nothing else moves."""
+    now = [0.0]
+
+    def takes(seconds, function):
+        def longer(*args, **options):
+            now[0] += seconds
+            return function(*args, **options)
+        return longer
+
+    task = TASKS["shapes"]
+    monkeypatch.setattr("common.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setitem(TASKS, "shapes", replace(task, load=takes(1e3, task.load), evaluate=takes(1e4, task.evaluate)))
+    monkeypatch.setattr("common.run.write_torch", takes(1e5, common.run.write_torch))
+    monkeypatch.setattr(Step, "_backward", takes(1, Step._backward))
+    folder = run_script("baselines/scratch", "--epochs", 1, "--results", tmp_path)
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    assert seconds["counted"] == 10                           # of an epoch's ten steps; an eleventh counted their FLOPs
+    assert seconds["untimed"] == {"data": 1e3, "compile": 1, "eval": 2e4, "checkpoint": 2e5}
 
 
 def test_too_many_loss_functions_are_refused(begun):

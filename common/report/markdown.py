@@ -81,7 +81,8 @@ def summary(report: Mapping) -> str:
     heads = [f"{words.terms(report).test_column} at budget {budget(b)}" for b in budgets]
     return table(["Method", *heads, "FLOPs of a step", f"Speed-up to {words.goal(report, 'full')}, FLOPs"], lines) \
         + f"\n\n{words.provenance(report['rows'], report)}\n\n" \
-        + f"Budget: epochs, as a share of {report['budget_1_epochs']:g}.{state}{more}"
+        + f"Budget: epochs, as a share of {report['budget_1_epochs']:g}. Full {words.terms(report).noun}: scratch's at " \
+        f"budget 1. ± and [ ]: 95 % intervals over seeds. Not reached: not at the largest budget.{state}{more}"
 
 
 def every_row(report: Mapping) -> str:
