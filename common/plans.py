@@ -155,8 +155,10 @@ def studies() -> dict[str, Study]:
         return Runs(script, budgets, tuple(range(5)))
 
     quarter = (0.25, 0.5, 1)
+    # scratch also where the cost of a budget with a teacher lies between its own, so that less is left to reading between points
+    scratch = (0.25, 0.375, 0.5, 0.75, 1, 2)
     mini = (
-        Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+        Runs("baselines/scratch", scratch, THREE),
         Runs("methods/kd", quarter, THREE),
         Runs("methods/ensemble_distill", quarter, THREE, **SAMPLE),
         Runs("baselines/warm_start", quarter, THREE),
@@ -183,14 +185,12 @@ def studies() -> dict[str, Study]:
             *(runs for budget in (0.5, 1) for runs in (
                 *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
             *tuning(2, (0.4, 0.8, 1.6), (2e-4,)), *tuning(2, (0.8,), (5e-5, 5e-4)))),
-        "cifar100-mini": Study("cifar100", "resnet8", 8, settings=MINI, runs=(*mini, *screening(mini, 0.5, THREE))),
-        # what the screening calls strongest, and the strongest that costs nothing, on unseen seeds, one at a time; scratch also
-        # where the cost of a budget with a teacher lies between its own, so that less is left to reading between points
+        "cifar100-mini": Study("cifar100", "resnet8", 8, settings=BETWEEN, runs=(*mini, *screening(mini, 0.5, THREE))),
+        # what the screening calls strongest, and the strongest that costs nothing, on unseen seeds, one at a time
         "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=BETWEEN, past_of="cifar100-mini", runs=tuple(
             Runs(script, budgets, (seed,), options, tag) for seed in FRESH for script, budgets, options, tag in (
-                ("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1, 2), (), ""),
-                ("methods/dkd", quarter, ("--until", "0.5"), "early"), ("methods/partial_kd", quarter, EARLY, "early"),
-                ("methods/dkd", quarter, (), ""),
+                ("baselines/scratch", scratch, (), ""), ("methods/dkd", quarter, ("--until", "0.5"), "early"),
+                ("methods/partial_kd", quarter, EARLY, "early"), ("methods/dkd", quarter, (), ""),
                 ("methods/attention_transfer", quarter, (), ""), ("methods/curriculum", quarter, (), "")))),
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
