@@ -73,8 +73,8 @@ def test_plans_match_the_contract():
         new = {r["seed"] for r in made["runs"]}
         assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
     mini = plan("cifar100-mini", studies()["cifar100-mini"])
-    # STUDIES: scratch 4 budgets, six methods 3, one 2; the screening's other scripts and the variants 1; 3 seeds
-    assert len(mini["runs"]) == 3 * (4 + 6 * 3 + 2 + len(SCRIPTS) - 7 + len(VARIANTS))
+    # STUDIES: scratch 4 budgets (and 2 between), six methods 3, one 2; the screening's other scripts and the variants 1; 3 seeds
+    assert len(mini["runs"]) == 3 * (4 + 2 + 6 * 3 + 2 + len(SCRIPTS) - 7 + len(VARIANTS))
     assert {r["method"] for r in mini["runs"]} == {script.split("/")[1] for script in SCRIPTS}
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
     demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
