@@ -49,4 +49,5 @@ def test_rebuilding_gives_the_same(folder, capsys):
 def test_the_time_axis_ends_at_what_is_counted(folder):
     rows = read_rows(folder)
     summary = json.loads((folder / "summary.json").read_text())
+    assert summary["seconds"]["untimed"]["eval"] > 0 and summary["seconds"]["untimed"]["data"] > 0
     assert rows[-1]["seconds"] == pytest.approx(summary["seconds"]["counted"], abs=0.05)
