@@ -736,10 +736,21 @@ def test_pictures_of_scratch_stand_beside_those_of_the_best_method(tmp_path):
     add(tmp_path, "ema", 0.25, 3, 0.3, score="miou", picture=strip(10))
     assert run(tmp_path)["pictures"][1] == {"name": "pictures_best", "method": "dkd", "budget": 0.5, "seed": 0}
     assert "`dkd` has the highest of the methods with pictures." in (tmp_path / "REPORT.md").read_text()
+
+
+def test_pictures_outlive_a_clone_without_those_of_the_runs(tmp_path):
+    for method, value, shade in (("scratch", 0.5, 1), ("kd", 0.6, 2)):
+        add(tmp_path, method, 1, 0, value, score="miou", picture=strip(shade))
+    shown, text = run(tmp_path)["pictures"], (tmp_path / "REPORT.md").read_text()
     for path in tmp_path.glob("*/e*/*/pictures.png"):
         path.unlink()
+    figures = tmp_path / "figures"
+    assert run(tmp_path)["pictures"] == shown and (tmp_path / "REPORT.md").read_text() == text
+    assert [(figures / f"pictures_{which}.png").read_bytes() for which in ("scratch", "best")] == [strip(1), strip(2)]
+    (figures / "pictures_best.png").unlink()                                # one that is gone is not shown
+    assert [picture["name"] for picture in run(tmp_path)["pictures"]] == ["pictures_scratch"]
+    (figures / "pictures_scratch.png").unlink()
     assert "pictures" not in run(tmp_path) and "Pictures" not in (tmp_path / "REPORT.md").read_text()
-    assert not list(figures.iterdir())
 
 
 def test_bar_and_hparams_show_the_run_s_score(tmp_path):
