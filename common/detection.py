@@ -116,19 +116,21 @@ def weighted(away: Tensor) -> Tensor:
 def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
     """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
 
-    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the larger of the teacher's and the
-    student's probability there (at temperature 1, no gradient), and the L1 distance of the boxes, weighted as in the loss and
-    by the teacher's largest probability in the cell; each a weighted mean, but for weights of less than 1 together. This is ours,
-    after work that distils a detector where either sees an object, since background would drown them (such as Wang et al. 2019,
-    arXiv:1906.03609).
+    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the square of the larger of the
+    teacher's and the student's probability there (at temperature 1, no gradient), the power of the loss's own focal weight; and
+    the L1 distance of the boxes, weighted as in the loss and by the square of the teacher's largest probability in the cell. Both
+    sums are divided by their weights by the teacher alone, where these are more than 1 together: about the number of objects that
+    it sees, as the loss's are. Weighted by the probability itself, background would drown the objects, whose gradient would be a
+    tenth of the loss's or less. This is ours, after work that distils a detector where either sees an object (such as Wang et al.
+    2019, arXiv:1906.03609).
     """
     (student, boxes), (teacher, known) = parted(output), parted(soft)
-    seen = torch.maximum(teacher.sigmoid(), student.detach().sigmoid())     # [B, C, h, w]
-    sure = teacher.sigmoid().amax(1)                          # [B, h, w]
+    heed = teacher.sigmoid() ** ALPHA                         # [B, C, h, w]
+    seen, sure = torch.maximum(heed, student.detach().sigmoid() ** ALPHA), heed.amax(1)         # [B, C, h, w], [B, h, w]
     p = (teacher / temperature).sigmoid()
     cross, entropy = (F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
                       for logits in (student, teacher))
-    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)    # [B]
+    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / heed.sum((1, 2, 3)).clamp(min=1)    # [B]
     return kl + (sure * weighted((boxes - known).abs())).sum((1, 2)) / sure.sum((1, 2)).clamp(min=1)
 
 

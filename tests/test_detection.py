@@ -155,18 +155,38 @@ KL = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)      # of Bernoul
 def test_distill_of_one_cell():
     student = cell(0, 1, 2, 0.5, 0.25)
     away = 0.1 * (1 + 2) + 0.5 + 0.25
-    found = detection_distill(student, cell(math.log(3), 0, 0, 0, 0), 1)    # weight 3/4, the teacher's; less than 1 in all
-    assert found.tolist() == pytest.approx([0.75 * (KL + away)])
-    soft = cell(2 * math.log(3), 0, 0, 0, 0)                  # at temperature 2 it is 3/4 again, its weight 9/10
-    assert detection_distill(student, soft, 2).tolist() == pytest.approx([0.9 * (4 * KL + away)])
+    found = detection_distill(student, cell(math.log(3), 0, 0, 0, 0), 1)    # weight 9/16, the teacher's; less than 1 in all
+    assert found.tolist() == pytest.approx([0.5625 * (KL + away)])
+    soft = cell(2 * math.log(3), 0, 0, 0, 0)                  # at temperature 2 it is 3/4 again, its weight .9^2
+    assert detection_distill(student, soft, 2).tolist() == pytest.approx([0.81 * (4 * KL + away)])
     both = soft[:, [0, 0, 1, 2, 3, 4]]                        # a class more of the same: a weighted mean, but one box
     found = detection_distill(student[:, [0, 0, 1, 2, 3, 4]], both, 2)
-    assert found.tolist() == pytest.approx([4 * KL + 0.9 * away])
+    assert found.tolist() == pytest.approx([4 * KL + 0.81 * away])
     three = [output.expand(-1, -1, 1, 3) for output in (student, soft)]
     assert detection_distill(*three, 2).tolist() == pytest.approx([4 * KL + away])
     sure = cell(math.log(9), 0, 0, 0, 0)                      # what the student alone sees counts by its own probability, .9
+    more = 0.81 * (0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1))
     found = detection_distill(sure, cell(math.log(3), 0, 0, 0, 0), 1)
-    assert found.tolist() == pytest.approx([0.9 * (0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1))])
+    assert found.tolist() == pytest.approx([more])
+    three = [output.expand(-1, -1, 1, 3) for output in (sure, cell(math.log(3), 0, 0, 0, 0))]
+    assert detection_distill(*three, 1).tolist() == pytest.approx([3 * more / (3 * 0.5625)])        # over the teacher's alone
+
+
+@pytest.mark.parametrize("background", [0.1, 0.01])           # of a student that is not trained, of one that has learned that
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_distill_pulls_at_the_objects_as_the_labels_do(background, temperature):
+    target = boxes(*([k, 24 * k + 4, 16, 24 * k + 20, 40, 0] for k in range(3)))
+    wanted = heat(target, 3, 16, 20)                          # 3 centres, of 960 cells and classes
+    student, soft = torch.zeros(2, 1, 7, 16, 20)
+    student[:, :3] = torch.logit(tensor(background))
+    soft[:, :3] = torch.logit((0.9 * wanted).clamp(min=0.01))
+    student.requires_grad_()
+
+    def pull(loss):
+        return torch.autograd.grad(loss.sum(), student)[0][:, :3][wanted == 1]
+
+    hard, kd = pull(detection_loss(student, target)), pull(detection_distill(student, soft, temperature))
+    assert (hard < 0).all() and (hard / 2 > kd).all() and (kd > 2 * hard).all()
 
 
 def test_distill_weighs_about_as_much_as_the_labels_to_begin_with():
