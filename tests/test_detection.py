@@ -96,7 +96,12 @@ def test_heat_and_loss_equal_their_loops():
     wanted, centers = slow_heat(target, 3, 24, 24)
     assert torch.allclose(heat(target, 3, 24, 24), wanted, atol=1e-6)
     p = output[:, :3].double().sigmoid()
-    total = -torch.where(wanted == 1, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p ** 2 * (1 - p).log()).sum((1, 2, 3))
+    others = target.clone()
+    others[..., 5] = 1 - others[..., 5]
+    passed, _ = slow_heat(others, 3, 24, 24)                  # of difficult boxes
+    terms = torch.where(wanted == 1, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p ** 2 * (1 - p).log())
+    assert ((passed > 0) & (wanted < 1)).sum() > 50
+    total = -torch.where((passed > 0) & (wanted < 1), 0, terms).sum((1, 2, 3))
     for b, _, column, row, box in centers:
         away = (output[b, 3:, row, column] - box).abs()
         total[b] += 0.1 * away[:2].sum() + away[2:].sum()
@@ -118,7 +123,26 @@ def test_loss_of_two_cells():
     both = detection_loss(output.repeat(2, 1, 1, 1), torch.cat([boxes(POINT), boxes(PADDING)]))     # one image each
     none = 0.5 ** 2 * math.log(2) + miss
     assert both.tolist() == pytest.approx([hit + miss + away, none])
-    assert detection_loss(output, boxes([*POINT[:5], 1])).tolist() == pytest.approx([none])           # difficult: nobody there
+    assert detection_loss(output, boxes([*POINT[:5], 1])).tolist() == pytest.approx([miss])           # difficult: not looked at
+
+
+def test_difficult_boxes_are_neither_wanted_nor_punished():
+    output = torch.zeros(1, 6, 1, 4).requires_grad_()         # two classes of probability 1/2, in four cells
+    cells = 0.25 * math.log(2)
+    hard = [0, 4, 0, 8, 4, 1]
+    nan = [-1, *[math.nan] * 5]
+    alone = detection_loss(output, boxes(hard, nan))          # one of eight is left out, the other class's stays
+    assert alone.tolist() == pytest.approx([7 * cells])
+    grad, = torch.autograd.grad(alone.sum(), output)
+    assert (grad[0, :2] == 0).nonzero().tolist() == [[0, 0, 1]] and (grad[0, 2:] == 0).all()
+    beside = boxes(hard, [0, 8, 0, 12, 4, 0])                 # an object beside it: its cell is a hit, with the box's 1 and 1
+    assert detection_loss(output, beside).tolist() == pytest.approx([7 * cells + 0.2 + 1])
+    same = boxes(hard, [*hard[:5], 0])                        # in the same cell: a hit all the same
+    assert detection_loss(output, same).tolist() == pytest.approx([8 * cells + 0.2 + 1])
+    el2n = [detection_stats(output, target)["el2n"].item() for target in (boxes(hard, nan), beside, same)]
+    assert el2n == pytest.approx([math.sqrt(7 / 4), math.sqrt(7 / 4), math.sqrt(8 / 4)])
+    wide = boxes([0, -16, -20, 24, 20, 1])                    # 10 x 10 cells about column 1: the neighbours' heat is above 0, too
+    assert detection_loss(output, wide).tolist() == pytest.approx([4 * cells])          # radius 2: of four cells, all
 
 
 def test_loss_beside_a_centre_is_reduced():
@@ -234,7 +258,9 @@ def test_stats():
     assert found["correct"].tolist() == [0.5, 1, 1]           # right with .25 is not found; a difficult one and none do not count
     assert torch.equal(found["loss"], detection_loss(output, target)) and not found["loss"].requires_grad
     wanted = tensor([[[1, 0], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]]])
-    assert torch.allclose(found["el2n"], ((p - wanted) ** 2).sum((1, 2)).sqrt(), atol=1e-6)
+    away = (p - wanted) ** 2
+    away[1, 0, 1] = 0                                         # nothing is asked about a difficult one
+    assert torch.allclose(found["el2n"], away.sum((1, 2)).sqrt(), atol=1e-6)
     other = detection_stats(output[:2], boxes([1, 0, 0, 4, 4, 0], PADDING).expand(2, 2, 6))
     assert other["correct"].tolist() == [0, 1]                # of the first, .4 is sure enough but another class's
 

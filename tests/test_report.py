@@ -599,7 +599,8 @@ def test_report_calls_the_score_by_its_name(tmp_path, name):
     for said in (f"Full {noun} is **50.0 ± ", f"## Cost to full {noun} (50.0 %)", f"## Cost to full {noun} − 1 point (49.0 %)",
                  f"## Cost to full {noun} + 1 point (51.0 %)", f"Past runs: {train} 45.0 %", f"| beyond scratch's {noun} |",
                  f"| {column} | Test {noun} % |", f"on the way to full {noun}: **`fast`**", f"For {noun} at equal FLOPs: **`",
-                 "their train loss is 0.300, their test loss 0.800", f"Cheaper than scratch at its {noun}, FLOPs", f"- **Full {noun}** is the mean last-epoch test {noun} of"):
+                 "their train loss is 0.300, their test loss 0.800",
+                 f"Cheaper than scratch at its {noun}, FLOPs", f"- **Full {noun}** is the mean last-epoch test {noun} of"):
         assert said in text, said
     # no word of another task is left, file names aside
     assert "accuracy" not in text.replace("train pixel accuracy", "").lower() and "| Test % |" not in text
