@@ -446,6 +446,14 @@ def test_grey_palette_and_transparent_images(folder):
     assert images.shape == (3, 60, 20, 3)
 
 
+@pytest.mark.parametrize("ending", ["tga", "gif", "PCX"])
+def test_any_format_that_pillow_reads(folder, ending):
+    root = folder("a", xml(), Image.new("RGB", (40, 30), (255, 0, 0)))
+    Image.open(root / "JPEGImages/a.png").save(root / f"JPEGImages/a.{ending}")
+    (root / "JPEGImages/a.png").unlink()
+    assert read(root)[0][0, 0, 0].tolist() == [255, 0, 0]
+
+
 BAD = {"an unknown class": (xml(("cow", 1, 1, 9, 9)), r"bad.xml: ValueError: it holds class 'cow', known are cat, dog"),
        "no name": ("<a><object><bndbox/></object></a>", r"bad.xml: ValueError: it holds class ''"),
        "no number": (xml(("cat", 1, "x", 9, 9)), r"bad.xml: ValueError: .*'x'"),
