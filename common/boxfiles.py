@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import shapes
 from common.detection import LEAST
 from common.files import Refused, lock
-from common.imagefiles import files_below
+from common.imagefiles import files_below, readable
 
 BCCD = ("RBC", "WBC", "Platelets")
 VOC = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -58,7 +58,7 @@ def read_voc(folder: Path, image_set: str, classes: Sequence[str], size: tuple[i
         raise Refused(f"cannot read {listed} ({error}): expected the name of an image in each line.") from None
     if not names:
         raise Refused(f"{listed} names no image: expected the name of one in each line.")
-    photos = {path.stem: path for path in files_below(folder / "JPEGImages")}
+    photos = {path.stem: path for path in files_below(folder / "JPEGImages", readable())}
     images, found, bad, lost = np.empty((len(names), *size, 3), np.uint8), [], [], {}
     for n, name in enumerate(tqdm(names, "decoding", unit="image", disable=None, leave=False)):
         path = folder / "Annotations" / f"{name}.xml"

@@ -6,7 +6,8 @@ Differs  log p from logits, not from clamped probabilities; sums over one image,
 A target is boxes [B, M, 6] float32: class (-1 is padding), x0, y0, x1, y1 (pixels of the network's input, half-open), difficult
 (0 or 1). The network's output is one tensor [B, C + 4, h, w], a cell for each STRIDE pixels of the input: C heat-map logits,
 then width and height of the box centred there, in cells, then the centre's offset x, y from the cell's corner, in cells.
-Difficult boxes take no part in training. Nothing here waits for the device, or branches on a value, but for the score.
+Difficult boxes take no part in training: heat about them is neither wanted nor punished. Nothing here waits for the device, or
+branches on a value, but for the score.
 """
 import contextlib
 import io
@@ -95,17 +96,24 @@ def detection_loss(output: Tensor, target: Tensor) -> Tensor:
     return loss_and_heat(output, target)[0]
 
 
-def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss [B], and the heat map [B, C, h, w] that it wants."""
+def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss [B], the heat map [B, C, h, w] that it wants, and where it does not look [B, C, h, w] bool: at difficult boxes."""
     logits, boxes = parted(output)
     _, classes, h, w = logits.shape
-    found, wanted = objects(target, h, w), heat(target, classes, h, w)
+    found, (wanted, passed) = objects(target, h, w), heat(apart(target, classes), 2 * classes, h, w).chunk(2, 1)
+    passed = (passed > 0) & (wanted < 1)                      # the centre of another is one all the same
     hit = (-logits).sigmoid() ** ALPHA * F.logsigmoid(logits)
     miss = (1 - wanted) ** BETA * logits.sigmoid() ** ALPHA * F.logsigmoid(-logits)
-    focal = -torch.where(wanted == 1, hit, miss).sum((1, 2, 3))             # [B]
+    focal = -torch.where(wanted == 1, hit, miss).masked_fill(passed, 0.0).sum((1, 2, 3))    # [B]
     away = (found.pick(boxes) - torch.cat([found.size, found.offset], 2).mT).abs()       # [B, 4, M]
     away = (weighted(away) * found.trains).sum(1)             # [B]
-    return (focal + away) / found.trains.sum(1).clamp(min=1), wanted
+    return (focal + away) / found.trains.sum(1).clamp(min=1), wanted, passed
+
+
+def apart(target: Tensor, classes: int) -> Tensor:
+    """Boxes [B, M, 6], of which difficult ones have classes of their own, C to 2 C - 1, and are difficult no more."""
+    hard = (target[..., 0] >= 0) & (target[..., 5] == 1)      # [B, M]
+    return torch.cat([target[..., :1] + classes * hard[..., None], target[..., 1:5], torch.zeros_like(target[..., 5:])], 2)
 
 
 def weighted(away: Tensor) -> Tensor:
@@ -116,19 +124,21 @@ def weighted(away: Tensor) -> Tensor:
 def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
     """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
 
-    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the larger of the teacher's and the
-    student's probability there (at temperature 1, no gradient), and the L1 distance of the boxes, weighted as in the loss and
-    by the teacher's largest probability in the cell; each a weighted mean, but for weights of less than 1 together. This is ours,
-    after work that distils a detector where either sees an object, since background would drown them (such as Wang et al. 2019,
-    arXiv:1906.03609).
+    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the square of the larger of the
+    teacher's and the student's probability there (at temperature 1, no gradient), the power of the loss's own focal weight; and
+    the L1 distance of the boxes, weighted as in the loss and by the square of the teacher's largest probability in the cell. Both
+    sums are divided by their weights by the teacher alone, where these are more than 1 together: about the number of objects that
+    it sees, as the loss's are. Weighted by the probability itself, background would drown the objects, whose gradient would be a
+    tenth of the loss's or less. This is ours, after work that distils a detector where either sees an object (such as Wang et al.
+    2019, arXiv:1906.03609).
     """
     (student, boxes), (teacher, known) = parted(output), parted(soft)
-    seen = torch.maximum(teacher.sigmoid(), student.detach().sigmoid())     # [B, C, h, w]
-    sure = teacher.sigmoid().amax(1)                          # [B, h, w]
+    heed = teacher.sigmoid() ** ALPHA                         # [B, C, h, w]
+    seen, sure = torch.maximum(heed, student.detach().sigmoid() ** ALPHA), heed.amax(1)         # [B, C, h, w], [B, h, w]
     p = (teacher / temperature).sigmoid()
     cross, entropy = (F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
                       for logits in (student, teacher))
-    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)    # [B]
+    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / heed.sum((1, 2, 3)).clamp(min=1)    # [B]
     return kl + (sure * weighted((boxes - known).abs())).sum((1, 2)) / sure.sum((1, 2)).clamp(min=1)
 
 
@@ -144,17 +154,18 @@ def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is recorded of each example [B].
 
     loss: `detection_loss`; correct: the share of the image's objects in whose centre's cell the right class is the largest and
-    has probability above .3, 1 without objects; el2n: |p - heat| over cells and classes, after arXiv:2107.07075.
+    has probability above .3, 1 without objects; el2n: |p - heat| over the cells and classes that it counts, after
+    arXiv:2107.07075.
     """
     p = parted(output)[0].sigmoid()
     found = objects(target, *p.shape[2:])
     best, kind = found.pick(p).max(1)                         # [B, M]
     right = ((kind == found.kind) & (best > FOUND) & found.trains).sum(1)
     count = found.trains.sum(1)
-    loss, wanted = loss_and_heat(output, target)
+    loss, wanted, passed = loss_and_heat(output, target)
     return {"loss": loss,
             "correct": torch.where(count > 0, right / count.clamp(min=1), 1.0),
-            "el2n": (p - wanted).flatten(1).norm(dim=1)}
+            "el2n": (p - wanted).masked_fill(passed, 0.0).flatten(1).norm(dim=1)}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +22,14 @@ def classes_below(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, endings: Collection[str] = ENDINGS) -> list[Path]:
     """Image files at any depth, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+
+
+def readable() -> set[str]:
+    """Endings of all formats that Pillow reads."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def decode(path: Path, size: int) -> np.ndarray | str:

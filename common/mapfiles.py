@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common import shapes
 from common.files import Refused, lock
-from common.imagefiles import files_below
+from common.imagefiles import files_below, readable
 from common.splits import VOID
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
@@ -54,7 +54,7 @@ def resized(pairs: Sequence[tuple[Path, Path]], size: tuple[int, int], void: int
 def read_camvid(data_dir: str, size: tuple[int, int]) -> tuple:
     """CamVid (Brostow et al. 2009) as SegNet laid it out: 367 images to train, 233 to test; its 101 for validation are not used.
 
-    `CamVid/train/NAME.*` with `CamVid/trainannot/NAME.png`, classes 0 to 10, 11 where nobody says.
+    `CamVid/train/NAME.*` with `CamVid/trainannot/NAME.*` (SegNet's are .png), classes 0 to 10, 11 where nobody says.
     """
     root = Path(data_dir) / "CamVid"
     if not root.is_dir():
@@ -72,10 +72,10 @@ def with_maps(root: Path, part: str) -> list[tuple[Path, Path]]:
     for folder in (root / part, root / f"{part}annot"):
         if not folder.is_dir():
             raise Refused(f"{folder} is missing: expected images in {root / part} and their label maps in {root / part}annot.")
-    maps, images = ({path.relative_to(folder).with_suffix(""): path for path in files_below(folder)}
+    maps, images = ({path.relative_to(folder).with_suffix(""): path for path in files_below(folder, readable())}
                     for folder in (root / f"{part}annot", root / part))
     if not images:
-        raise Refused(f"{root / part} holds no image: expected the data set's .png or .jpg files there.")
+        raise Refused(f"{root / part} holds no image: expected the data set's there, in a format that Pillow reads.")
     alone = [path.name for name, path in images.items() if name not in maps]
     if alone:
         raise Refused(f"{len(alone)} of {len(images)} images of {root / part} have no label map in {root / part}annot "

@@ -114,22 +114,30 @@ def demo_dense(task: str, refuse: set[str]) -> Study:
     return Study(task, "resnet8", 3, recommend=False, past_seeds=(100, 101), runs=runs)
 
 
-def dense_minis(name: str, task: str, rates: tuple[float, ...]) -> dict[str, Study]:
-    """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning."""
+def dense_minis(name: str, task: str, rates: tuple[float, ...],
+                settings: dict[float, tuple[float, float]] | None = None) -> dict[str, Study]:
+    """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning.
+
+    rates: four learning rates to try; weight decay is tried at the third of them, a cross and not a grid. At budget 2, where a
+    run costs most, the three larger ones alone, at one weight decay.
+    settings: what the tuning chose, budget -> learning rate, weight decay; of every budget, or of none.
+    """
     shape = {"task": task, "model": "resnet8", "past_epochs": 30}
+    chosen = {"settings": settings or {}}
     half = (0.5,)
+    cross = [one for budget in (0.5, 1) for one in (*tuning(budget, rates, (5e-4,)), *tuning(budget, rates[2:3], (1e-4, 2e-3)))]
     return {
-        f"{name}-mini-tuning": Study(**shape, tuning=True, runs=tuple(
-            runs for budget in (0.5, 1, 2) for runs in tuning(budget, rates, (5e-4, 2e-3)))),
-        f"{name}-mini": Study(**shape, runs=(
-            Runs("baselines/scratch", (0.5, 1, 2), THREE), Runs("methods/kd", half, THREE),
+        f"{name}-mini-tuning": Study(**shape, tuning=True, runs=(*cross, *tuning(2, rates[1:], (5e-4,)))),
+        f"{name}-mini": Study(**shape, **chosen, runs=(
+            Runs("baselines/scratch", (0.25, 0.5, 0.75, 1, 2), THREE), Runs("methods/kd", half, THREE),
             Runs("methods/ensemble_distill", half, THREE, **SAMPLE),
             Runs("baselines/warm_start", half, THREE), Runs("methods/loss_replay", half, THREE),
             Runs("methods/partial_kd", half, THREE), Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
         f"{name}-mini-grow": Study(
-            **shape, scenario="grow", past_seeds=(100, 101), past_options=("--subset", "half"), options=("--parts", "half"),
-            runs=(Runs("baselines/scratch", (0.5, 1), THREE), Runs("baselines/warm_start", half, THREE),
-                  Runs("methods/shrink_perturb", half, THREE)))}
+            **shape, **chosen, scenario="grow", past_seeds=(100, 101, 102), past_options=("--subset", "half"),
+            options=("--parts", "half"), runs=(
+                Runs("baselines/scratch", (0.25, 0.5, 0.75, 1), THREE), Runs("baselines/warm_start", half, THREE),
+                Runs("methods/shrink_perturb", half, THREE)))}
 
 
 def demo_sequences() -> dict[str, Study]:
@@ -225,8 +233,8 @@ def studies() -> dict[str, Study]:
                                                              "methods/shrink_perturb")),
                 Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
                 Runs("baselines/warm_start", (0.5,), THREE, ("--part", "trunk"), "trunk", past="trunks"))),
-        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4)),
-        **dense_minis("detection", "bccd", (0.02, 0.05, 0.1)),
+        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8)),
+        **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2)),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", half, THREE),

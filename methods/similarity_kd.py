@@ -1,6 +1,7 @@
 """Similarity-preserving distillation: pairs of images that excite the past model alike shall excite the new one alike.
 
-Reuses   final weights of --past, its last features; any classes, any architecture
+Reuses   final weights of --past, its last features (for pixels and boxes the trunk's last, the third of five stages); any
+         classes, any architecture
 Pays     one teacher forward pass per step, on the clock, and a B x B matrix of each model
 Source   Tung and Mori 2019, arXiv:1907.09682, equations 2 to 4; gamma 3000 as there
 Differs  only the last stage's features, as in RepDistiller's published numbers; under torchrun, pairs within a rank's part

@@ -96,7 +96,12 @@ def test_heat_and_loss_equal_their_loops():
     wanted, centers = slow_heat(target, 3, 24, 24)
     assert torch.allclose(heat(target, 3, 24, 24), wanted, atol=1e-6)
     p = output[:, :3].double().sigmoid()
-    total = -torch.where(wanted == 1, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p ** 2 * (1 - p).log()).sum((1, 2, 3))
+    others = target.clone()
+    others[..., 5] = 1 - others[..., 5]
+    passed, _ = slow_heat(others, 3, 24, 24)                  # of difficult boxes
+    terms = torch.where(wanted == 1, (1 - p) ** 2 * p.log(), (1 - wanted) ** 4 * p ** 2 * (1 - p).log())
+    assert ((passed > 0) & (wanted < 1)).sum() > 50
+    total = -torch.where((passed > 0) & (wanted < 1), 0, terms).sum((1, 2, 3))
     for b, _, column, row, box in centers:
         away = (output[b, 3:, row, column] - box).abs()
         total[b] += 0.1 * away[:2].sum() + away[2:].sum()
@@ -118,7 +123,26 @@ def test_loss_of_two_cells():
     both = detection_loss(output.repeat(2, 1, 1, 1), torch.cat([boxes(POINT), boxes(PADDING)]))     # one image each
     none = 0.5 ** 2 * math.log(2) + miss
     assert both.tolist() == pytest.approx([hit + miss + away, none])
-    assert detection_loss(output, boxes([*POINT[:5], 1])).tolist() == pytest.approx([none])           # difficult: nobody there
+    assert detection_loss(output, boxes([*POINT[:5], 1])).tolist() == pytest.approx([miss])           # difficult: not looked at
+
+
+def test_difficult_boxes_are_neither_wanted_nor_punished():
+    output = torch.zeros(1, 6, 1, 4).requires_grad_()         # two classes of probability 1/2, in four cells
+    cells = 0.25 * math.log(2)
+    hard = [0, 4, 0, 8, 4, 1]
+    nan = [-1, *[math.nan] * 5]
+    alone = detection_loss(output, boxes(hard, nan))          # one of eight is left out, the other class's stays
+    assert alone.tolist() == pytest.approx([7 * cells])
+    grad, = torch.autograd.grad(alone.sum(), output)
+    assert (grad[0, :2] == 0).nonzero().tolist() == [[0, 0, 1]] and (grad[0, 2:] == 0).all()
+    beside = boxes(hard, [0, 8, 0, 12, 4, 0])                 # an object beside it: its cell is a hit, with the box's 1 and 1
+    assert detection_loss(output, beside).tolist() == pytest.approx([7 * cells + 0.2 + 1])
+    same = boxes(hard, [*hard[:5], 0])                        # in the same cell: a hit all the same
+    assert detection_loss(output, same).tolist() == pytest.approx([8 * cells + 0.2 + 1])
+    el2n = [detection_stats(output, target)["el2n"].item() for target in (boxes(hard, nan), beside, same)]
+    assert el2n == pytest.approx([math.sqrt(7 / 4), math.sqrt(7 / 4), math.sqrt(8 / 4)])
+    wide = boxes([0, -16, -20, 24, 20, 1])                    # 10 x 10 cells about column 1: the neighbours' heat is above 0, too
+    assert detection_loss(output, wide).tolist() == pytest.approx([4 * cells])          # radius 2: of four cells, all
 
 
 def test_loss_beside_a_centre_is_reduced():
@@ -155,18 +179,38 @@ KL = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)      # of Bernoul
 def test_distill_of_one_cell():
     student = cell(0, 1, 2, 0.5, 0.25)
     away = 0.1 * (1 + 2) + 0.5 + 0.25
-    found = detection_distill(student, cell(math.log(3), 0, 0, 0, 0), 1)    # weight 3/4, the teacher's; less than 1 in all
-    assert found.tolist() == pytest.approx([0.75 * (KL + away)])
-    soft = cell(2 * math.log(3), 0, 0, 0, 0)                  # at temperature 2 it is 3/4 again, its weight 9/10
-    assert detection_distill(student, soft, 2).tolist() == pytest.approx([0.9 * (4 * KL + away)])
+    found = detection_distill(student, cell(math.log(3), 0, 0, 0, 0), 1)    # weight 9/16, the teacher's; less than 1 in all
+    assert found.tolist() == pytest.approx([0.5625 * (KL + away)])
+    soft = cell(2 * math.log(3), 0, 0, 0, 0)                  # at temperature 2 it is 3/4 again, its weight .9^2
+    assert detection_distill(student, soft, 2).tolist() == pytest.approx([0.81 * (4 * KL + away)])
     both = soft[:, [0, 0, 1, 2, 3, 4]]                        # a class more of the same: a weighted mean, but one box
     found = detection_distill(student[:, [0, 0, 1, 2, 3, 4]], both, 2)
-    assert found.tolist() == pytest.approx([4 * KL + 0.9 * away])
+    assert found.tolist() == pytest.approx([4 * KL + 0.81 * away])
     three = [output.expand(-1, -1, 1, 3) for output in (student, soft)]
     assert detection_distill(*three, 2).tolist() == pytest.approx([4 * KL + away])
     sure = cell(math.log(9), 0, 0, 0, 0)                      # what the student alone sees counts by its own probability, .9
+    more = 0.81 * (0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1))
     found = detection_distill(sure, cell(math.log(3), 0, 0, 0, 0), 1)
-    assert found.tolist() == pytest.approx([0.9 * (0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1))])
+    assert found.tolist() == pytest.approx([more])
+    three = [output.expand(-1, -1, 1, 3) for output in (sure, cell(math.log(3), 0, 0, 0, 0))]
+    assert detection_distill(*three, 1).tolist() == pytest.approx([3 * more / (3 * 0.5625)])        # over the teacher's alone
+
+
+@pytest.mark.parametrize("background", [0.1, 0.01])           # of a student that is not trained, of one that has learned that
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_distill_pulls_at_the_objects_as_the_labels_do(background, temperature):
+    target = boxes(*([k, 24 * k + 4, 16, 24 * k + 20, 40, 0] for k in range(3)))
+    wanted = heat(target, 3, 16, 20)                          # 3 centres, of 960 cells and classes
+    student, soft = torch.zeros(2, 1, 7, 16, 20)
+    student[:, :3] = torch.logit(tensor(background))
+    soft[:, :3] = torch.logit((0.9 * wanted).clamp(min=0.01))
+    student.requires_grad_()
+
+    def pull(loss):
+        return torch.autograd.grad(loss.sum(), student)[0][:, :3][wanted == 1]
+
+    hard, kd = pull(detection_loss(student, target)), pull(detection_distill(student, soft, temperature))
+    assert (hard < 0).all() and (hard / 2 > kd).all() and (kd > 2 * hard).all()
 
 
 def test_distill_weighs_about_as_much_as_the_labels_to_begin_with():
@@ -214,7 +258,9 @@ def test_stats():
     assert found["correct"].tolist() == [0.5, 1, 1]           # right with .25 is not found; a difficult one and none do not count
     assert torch.equal(found["loss"], detection_loss(output, target)) and not found["loss"].requires_grad
     wanted = tensor([[[1, 0], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]]])
-    assert torch.allclose(found["el2n"], ((p - wanted) ** 2).sum((1, 2)).sqrt(), atol=1e-6)
+    away = (p - wanted) ** 2
+    away[1, 0, 1] = 0                                         # nothing is asked about a difficult one
+    assert torch.allclose(found["el2n"], away.sum((1, 2)).sqrt(), atol=1e-6)
     other = detection_stats(output[:2], boxes([1, 0, 0, 4, 4, 0], PADDING).expand(2, 2, 6))
     assert other["correct"].tolist() == [0, 1]                # of the first, .4 is sure enough but another class's
 
@@ -398,6 +444,14 @@ def test_grey_palette_and_transparent_images(folder):
     images, _ = read(folder("grey", xml(), Image.new("L", (40, 30), 77)))
     assert [image[0, 0].tolist() for image in images] == [[255, 0, 0], [255, 0, 0], [77, 77, 77]]
     assert images.shape == (3, 60, 20, 3)
+
+
+@pytest.mark.parametrize("ending", ["tga", "gif", "PCX"])
+def test_any_format_that_pillow_reads(folder, ending):
+    root = folder("a", xml(), Image.new("RGB", (40, 30), (255, 0, 0)))
+    Image.open(root / "JPEGImages/a.png").save(root / f"JPEGImages/a.{ending}")
+    (root / "JPEGImages/a.png").unlink()
+    assert read(root)[0][0, 0, 0].tolist() == [255, 0, 0]
 
 
 BAD = {"an unknown class": (xml(("cow", 1, 1, 9, 9)), r"bad.xml: ValueError: it holds class 'cow', known are cat, dog"),

@@ -15,6 +15,7 @@ from common.report.aggregate import aggregate
 from common.report.overview import write_overview
 
 # two-sided 95 % quantiles of Student's t from the usual table
+SECOND = {"miou": "pixel_accuracy", "map50": "map", "bleu": "nist"}
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 6: 2.447}
 
 
@@ -58,8 +59,8 @@ def add(study: Path, method: str, budget: float, seed: int, accuracy: float | No
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "summary.json").write_text(json.dumps({
         "method": method, "tag": tag, "epochs": 8 * budget, "seed": seed, "steps": steps, "examples": 128 * steps,
-        "test": {score: accuracy} | ({"loss": math.nan} if score == "accuracy" else {"pixel_accuracy": 0.9}),
-        "train": {"correct": 0.45},
+        "test": {score: accuracy} | ({"loss": math.nan} if score == "accuracy" else {SECOND[score]: accuracy / 2, "loss": 0.8}),
+        "train": {"correct": 0.45, "loss": 0.25 + 0.1 * (seed % 2)},
         "seconds": {"counted": prep_seconds + seconds * budget, "preparation": prep_seconds},
         "flops": {"training": flops * budget, "preparation": prep_flops}, "reused": list(reused),
         "past_bytes": bytes_kept, "parameters": 78042}))
@@ -598,6 +599,7 @@ def test_report_calls_the_score_by_its_name(tmp_path, name):
     for said in (f"Full {noun} is **50.0 ± ", f"## Cost to full {noun} (50.0 %)", f"## Cost to full {noun} − 1 point (49.0 %)",
                  f"## Cost to full {noun} + 1 point (51.0 %)", f"Past runs: {train} 45.0 %", f"| beyond scratch's {noun} |",
                  f"| {column} | Test {noun} % |", f"on the way to full {noun}: **`fast`**", f"For {noun} at equal FLOPs: **`",
+                 "their train loss is 0.300, their test loss 0.800",
                  f"Cheaper than scratch at its {noun}, FLOPs", f"- **Full {noun}** is the mean last-epoch test {noun} of"):
         assert said in text, said
     # no word of another task is left, file names aside
@@ -618,6 +620,30 @@ def test_parts_of_another_score(tmp_path):
     one = row(run(tmp_path), "scratch", 1)
     assert (one["test_old"], one["test_new"]) == (0.6, 0.25)
     assert "| Test mean IoU old % | Test mean IoU new % |" in (tmp_path / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize("name, column", [("miou", "Test pixels %"), ("map50", "Test mAP (IoU .5 to .95) %")])
+def test_the_second_score_stands_beside_the_first_in_every_row_alone(tmp_path, name, column):
+    fill(tmp_path, "scratch", {1: [0.5, 0.52]}, score=name)
+    add(tmp_path, "kd", 1, 0, None)
+    report, text = run(tmp_path), (tmp_path / "REPORT.md").read_text()
+    assert row(report, "scratch", 1)["second"] == pytest.approx(0.255) and "second" not in row(report, "kd", 1)
+    assert text.count(f"| {column} | Over scratch, equal budget |") == 1 == text.count(column)
+    # train, first score with half of the interval, second
+    assert re.search(r"^\| `scratch` \| 1 \| 2/2 \| 45.0 \| 51.0 ± 12.7 \| 25.5 \| – \|", text, re.M)
+    assert "| `kd` | 1 | 0/1 | – | missing | – |" in text
+
+
+def test_classification_has_neither_a_second_score_nor_losses(study):
+    report, text = run(study), (study / "REPORT.md").read_text()
+    assert "second" not in row(report, "scratch", 1) and "loss" not in report["past"] and "train loss" not in text
+    assert "| Test % | Over scratch, equal budget |" in text
+
+
+def test_dense_recommendations_say_the_past_runs_losses_for_a_regime(tmp_path):
+    said = "the regime of the past runs is unknown; their train loss is 0.300, their test loss 0.800."   # (.25 + .35) / 2
+    found = run(dense(tmp_path, "miou"))["recommendations"]
+    assert [said in item["text"] for item in found if item["method"]] == [True] * 3 and f" {said}" in found[0]["text"]
 
 
 def test_a_score_that_is_no_number_is_called_by_its_name(tmp_path):
@@ -648,7 +674,7 @@ def test_tuning_table_of_another_score(tmp_path):
     text = write_report(tmp_path).read_text()
     assert "for each budget by mean IoU on held-out" in text
     assert "| Held-out mean IoU % | Held-out loss, nats | Train pixel accuracy % |" in text
-    assert "| 0.1 | 0.001 | 39.70 | – | 45.0 |" in text and "| 0.2 | 0.001 | **41.40** | – | 45.0 |" in text
+    assert "| 0.1 | 0.001 | 39.70 | 0.800 | 45.0 |" in text and "| 0.2 | 0.001 | **41.40** | 0.800 | 45.0 |" in text
     table = json.loads((tmp_path / "tuning.json").read_text())
     assert table["score"] == "miou" and [one["accuracy"] for one in table["rows"]] == [0.397, 0.414]
 
@@ -736,10 +762,21 @@ def test_pictures_of_scratch_stand_beside_those_of_the_best_method(tmp_path):
     add(tmp_path, "ema", 0.25, 3, 0.3, score="miou", picture=strip(10))
     assert run(tmp_path)["pictures"][1] == {"name": "pictures_best", "method": "dkd", "budget": 0.5, "seed": 0}
     assert "`dkd` has the highest of the methods with pictures." in (tmp_path / "REPORT.md").read_text()
+
+
+def test_pictures_outlive_a_clone_without_those_of_the_runs(tmp_path):
+    for method, value, shade in (("scratch", 0.5, 1), ("kd", 0.6, 2)):
+        add(tmp_path, method, 1, 0, value, score="miou", picture=strip(shade))
+    shown, text = run(tmp_path)["pictures"], (tmp_path / "REPORT.md").read_text()
     for path in tmp_path.glob("*/e*/*/pictures.png"):
         path.unlink()
+    figures = tmp_path / "figures"
+    assert run(tmp_path)["pictures"] == shown and (tmp_path / "REPORT.md").read_text() == text
+    assert [(figures / f"pictures_{which}.png").read_bytes() for which in ("scratch", "best")] == [strip(1), strip(2)]
+    (figures / "pictures_best.png").unlink()                                # one that is gone is not shown
+    assert [picture["name"] for picture in run(tmp_path)["pictures"]] == ["pictures_scratch"]
+    (figures / "pictures_scratch.png").unlink()
     assert "pictures" not in run(tmp_path) and "Pictures" not in (tmp_path / "REPORT.md").read_text()
-    assert not list(figures.iterdir())
 
 
 def test_bar_and_hparams_show_the_run_s_score(tmp_path):

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,19 @@ def test_readme_shows_the_report(tmp_path, monkeypatch):
 
 
 REPORTS = [path for path in COMMITTED.splitlines() if path.count("/") == 2 and path.endswith("/report.json")]
+
+
+def test_committed_pictures_are_those_of_committed_runs():
+    """A report made anew in a clone shows what it showed, so what a study picks from is committed with it."""
+    for path in map(Path, REPORTS):
+        report = json.loads((ROOT / path).read_text())
+        planned = json.loads((ROOT / path.parent / "plan.json").read_text())["runs"]
+        for shown in report.get("pictures", []):
+            own, = (run["folder"] for run in planned if (run["budget"], run["seed"]) == (shown["budget"], shown["seed"])
+                    and f"{run['method']}-{run['tag']}".rstrip("-") == shown["method"])
+            files = path.parent / "figures" / f"{shown['name']}.png", path.parent / own / "pictures.png"
+            assert {file.as_posix() for file in files} <= set(COMMITTED.splitlines())
+            assert (ROOT / files[0]).read_bytes() == (ROOT / files[1]).read_bytes()
 
 
 def intervals(row) -> set[str]:

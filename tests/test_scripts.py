@@ -20,6 +20,7 @@ from common.files import Refused
 from common.planning import plan
 from common.plans import studies
 from common.run import Run
+from common.tasks import TASKS
 
 # script -> (arguments that make it neutral, the script it then equals bit for bit)
 NEUTRAL = {
@@ -91,6 +92,15 @@ def test_docstring_has_its_lines_and_a_command_that_parses(script):
                for run in plan(name, study)["past"]}
     assert all((ROOT / path).is_dir() or path in planned for path in parsed.past) and bool(parsed.past) == needs_past(script)
     assert script == "baselines/scratch" or script in NEUTRAL or "none" in re.search(r"^Neutral +(.*)$", doc, re.M).group(1)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_line_names_a_task(script):
+    """What differs between tasks is in common/tasks.py; a docstring's command may name one."""
+    code = (ROOT / f"{script}.py").read_text().split('"""', 2)[2]
+    names = {part for name in TASKS for part in (name, *name.split("-"))} - {"folder", "seg", "det"}        # words of their own
+    assert "camvid" in names and not re.search(rf"\b({'|'.join(sorted(names))})\b", code, re.I)
+    assert not re.search(r"""["']folder["']""", code)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -140,6 +140,11 @@ def test_camvid_files_of_any_kind_become_one_size(tmp_path):
     (images, maps), (test_images, _), names = mapfiles.read_camvid(str(tmp_path), (8, 16))
     assert images.shape == (3, 8, 16, 3) and maps.shape == (3, 8, 16) and test_images.shape == (2, 8, 16, 3) and len(names) == 11
     assert (maps == VOID).all() and abs(int(images[1, 0, 0, 0]) - 100) < 3
+    mapfiles.read_camvid.cache_clear()
+    for path in (tmp_path / "CamVid").glob("test*/0.png"):    # beyond what torchvision's ImageFolder takes for an image
+        Image.open(path).save(path.with_suffix(".TGA"))
+        path.unlink()
+    assert np.array_equal(mapfiles.read_camvid(str(tmp_path), (8, 16))[1][0], test_images)
 
 
 @pytest.mark.parametrize("spoil, said", [

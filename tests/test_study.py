@@ -8,7 +8,7 @@ from conftest import SCRIPTS
 
 from common import study
 from common.planning import plan
-from common.plans import VARIANTS, Runs, Study, studies
+from common.plans import VARIANTS, Runs, Study, dense_minis, studies
 from common.report import write_report
 
 
@@ -79,6 +79,22 @@ def test_plans_match_the_contract():
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
     demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
     assert demo == {script.split("/")[1] for script in SCRIPTS}
+
+
+def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_run():
+    for name, rates, middle in (("segmentation", (0.1, 0.2, 0.4, 0.8), 0.4), ("detection", (0.025, 0.05, 0.1, 0.2), 0.1)):
+        made = plan(f"{name}-mini-tuning", studies()[f"{name}-mini-tuning"])
+        tried = {(r["budget"], *(float(words[words.index(option) + 1]) for option in ("--lr", "--weight-decay")))
+                 for r in made["runs"] for words in [shlex.split(r["command"])]}
+        cross = {*((lr, 5e-4) for lr in rates), (middle, 1e-4), (middle, 2e-3)}
+        assert tried == {(b, *one) for b in (0.5, 1) for one in cross} | {(2, lr, 5e-4) for lr in rates[1:]}
+        assert len(made["runs"]) == 15 and all("--holdout 0.1" in r["command"] for r in made["runs"])
+        grow = plan(f"{name}-mini-grow", studies()[f"{name}-mini-grow"])
+        assert len({r["seed"] % len(grow["past"]) for r in grow["runs"]}) == 3
+    chosen = dense_minis("x", "shapes-seg", (0.1, 0.2, 0.4, 0.8), {b: (b / 10, 1e-4) for b in (0.25, 0.5, 0.75, 1, 2)})
+    made = plan("x-mini", chosen["x-mini"])
+    assert made["tuned"] and "--lr 0.1 " in made["past"][0]["command"]
+    assert all(f"--lr {r['budget'] / 10:g} " in r["command"] for r in made["runs"])
 
 
 def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):

@@ -36,6 +36,8 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
     }
     for name, read in numbers.items():
         row[name] = average(done, lambda run, name=name, read=read: read(run["summary"]) if read else run[name])
+    second = average(done, lambda run: run["second"])
+    row |= {} if second is None else {"second": second}       # of tasks that have one
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
     row["provenance"] = provenance(done)

@@ -91,12 +91,13 @@ def every_row(report: Mapping) -> str:
     apart = {f"{split}_{part}": column.replace("%", f"{part} %")
              for split, column in (("test", terms.test_column), ("train", terms.train_column)) for part in ("old", "new")}
     apart = {name: title for name, title in apart.items() if any(row[name] is not None for row in report["rows"])}
+    apart |= {"second": terms.second_column} if any("second" in row for row in report["rows"]) else {}
     for row in report["rows"]:
         other = [point_interval(row[name]) if "difference" in row else "–"
                  for name in ("difference", "equal_flops", "equal_seconds")]
         lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
                       percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row),
-                      *("–" if row[name] is None else percent(row[name]) for name in apart), *other])
+                      *("–" if row.get(name) is None else percent(row[name]) for name in apart), *other])
     return table(["Method", "Budget", "Seeds", terms.train_column, terms.test_column, *apart.values(),
                   "Over scratch, equal budget", "equal FLOPs", "equal seconds"], lines) \
         + "\n\n" + words.provenance(report["rows"], report)

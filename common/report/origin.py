@@ -32,7 +32,10 @@ def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
 
 
 def past_runs(past: Sequence[Mapping], score: str) -> dict:
-    """The past runs and the regime they put every conclusion in; by accuracy alone, elsewhere nobody knows the border."""
+    """The past runs and the regime they put every conclusion in; by accuracy alone, elsewhere nobody knows the border.
+
+    There their mean losses stand instead: of the last epoch's training, and of the test set.
+    """
     def read(run, value):
         return average([run], value) if run["summary"] else None
 
@@ -42,10 +45,11 @@ def past_runs(past: Sequence[Mapping], score: str) -> dict:
     train = [value for run in runs if (value := run["train_accuracy"]) is not None]
     done = [run for run in past if run["summary"]]
     middle = mean(train)
+    loss = {part: average(done, lambda run, part=part: run["summary"][part].get("loss")) for part in ("train", "test")}
     return {"runs": runs, "train_accuracy": {"mean": middle, "low": min(train, default=None),
                                              "high": max(train, default=None)},
             "regime": None if middle is None or score != "accuracy" else "memorizes" if middle >= REGIME_BORDER else "underfits",
-            "seeds": min(len(done), 1), "provenance": provenance(done)}
+            "seeds": min(len(done), 1), "provenance": provenance(done)} | ({} if score == "accuracy" else {"loss": loss})
 
 
 def sequences(runs: Sequence[dict]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from common.files import write_atomic
+from common.files import read_json, write_atomic
 from common.report import words
 
 NAMES = ("pictures_scratch", "pictures_best")
@@ -28,7 +28,12 @@ def choose(runs: Sequence[Mapping], rows: Sequence[Mapping]) -> list[Mapping | N
 
 
 def copy_pictures(study: Mapping, report: Mapping, folder: Path) -> dict:
-    """Copies the chosen runs' strips into `folder`, older ones go; what report.json says of them, nothing if there are none."""
+    """Copies the chosen runs' strips into `folder`, older ones go; what report.json says of them, nothing if there are none.
+
+    Where no run has one, as in a clone of runs whose pictures were not committed, those that the report before shows stay.
+    """
+    if not any(run["pictures"] for run in study["runs"]):
+        return before(report, folder)
     found = []
     for name, run in zip(NAMES, choose(study["runs"], report["rows"]), strict=True):
         path = folder / f"{name}.png"
@@ -39,6 +44,15 @@ def copy_pictures(study: Mapping, report: Mapping, folder: Path) -> dict:
         write_atomic(path, lambda file, strip=strip: file.write(strip))
         found.append({"name": name, "method": run["label"], "budget": run["budget"], "seed": run["seed"]})
     return {"pictures": found} if found else {}
+
+
+def before(report: Mapping, folder: Path) -> dict:
+    """What the report.json beside `folder` says of its pictures, of those that are still there and of a finished row."""
+    path = folder.parent / "report.json"
+    shown = read_json(path).get("pictures", []) if path.exists() else []
+    done = {(row["method"], row["budget"]) for row in report["rows"] if row["seeds"]}
+    kept = [run for run in shown if (run["method"], run["budget"]) in done and (folder / f"{run['name']}.png").exists()]
+    return {"pictures": kept} if kept else {}
 
 
 def section(report: Mapping, table: Callable, show: Callable) -> str:

@@ -56,7 +56,7 @@ def limits(report: Mapping, budgets: Sequence[float]) -> str:
     regime = report["past"]["regime"]
     covered = " to ".join(words.budget(budget) for budget in sorted({min(budgets), max(budgets)}))
     if regime is None:
-        return f"Measured at budget {covered}; the regime of the past runs is unknown."
+        return f"Measured at budget {covered}; the regime of the past runs is unknown{words.losses(report)}."
     return (f"Measured at budget {covered}, with past runs that {regime[:-1]}; "
             f"nothing is said about runs that {OTHER_REGIME[regime]}.")
 

@@ -11,7 +11,7 @@ from common.report.words import SCORES
 
 
 def read_finished(folder: Path) -> dict | None:
-    """A finished run's {"summary", "config", "score": the name, "test", "test_old", "test_new": its values or None}.
+    """A finished run's {"summary", "config", "score": the name, "test", "test_old", "test_new", "second": its values or None}.
 
     Raises
         Refused: a file of it is damaged, or its score has no words in the report.
@@ -23,7 +23,7 @@ def read_finished(folder: Path) -> dict | None:
     if name not in SCORES:
         raise Refused(f"{folder} has the score {name!r}, the report knows {', '.join(SCORES)}: give it words in "
                       "common/report/words.py.")
-    return {"summary": summary, "config": config, "score": name} | {
+    return {"summary": summary, "config": config, "score": name, "second": summary["test"].get(SCORES[name].second)} | {
         "test" + part: summary["test"].get(name + part) for part in ("", "_old", "_new")}
 
 

@@ -17,12 +17,16 @@ class Terms(NamedTuple):
     test_column: str
     train_column: str
     loss: str
+    second: str = ""                                          # a second score of the task, as its runs name it
+    second_column: str = ""
 
 
 SCORES = {
     "accuracy": Terms("accuracy", "train accuracy", "Test %", "Train %", "loss, nats"),
-    "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats"),
-    "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss"),
+    "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats", "pixel_accuracy",
+                  "Test pixels %"),
+    "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss", "map",
+                   "Test mAP (IoU .5 to .95) %"),
 }
 
 
@@ -109,12 +113,19 @@ def regime(report: Mapping) -> str:
     """The past runs' train accuracy and what it means for a conclusion, as one clause."""
     train, name = report["past"]["train_accuracy"], terms(report).train
     if train["mean"] is None:
-        return f"{name} of the past runs unknown, regime unknown"
+        return f"{name} of the past runs unknown, regime unknown{losses(report)}"
     value = f"{name} {percent(train['mean'])} % ({percent(train['low'])} to {percent(train['high'])} %)"
     if report["past"]["regime"] is None:                      # large classes and easy objects are right without memory
-        return f"{value}, which says little about whether they memorize"
+        return f"{value}, which says little about whether they memorize{losses(report)}"
     verb = {"underfits": "underfit (below 95 %)", "memorizes": "memorize (at least 95 %)"}[report["past"]["regime"]]
     return f"{value}: they {verb}"
+
+
+def losses(report: Mapping) -> str:
+    """The past runs' mean train loss beside their test loss, where that is all that speaks of their regime; else nothing."""
+    found = report["past"].get("loss") or {"train": None, "test": None}
+    return "" if None in found.values() else \
+        f"; their train loss is {significant(found['train'])}, their test loss {significant(found['test'])}"
 
 
 def distinct(values: Iterable) -> list:
