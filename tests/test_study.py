@@ -81,6 +81,14 @@ def test_plans_match_the_contract():
     assert demo == {script.split("/")[1] for script in SCRIPTS}
 
 
+def test_past_runs_of_another_task_do_not_get_the_study_s_settings():
+    small = Study("shapes", "resnet8", 1, settings={1: (0.7, 3e-4)}, runs=(Runs("baselines/warm_start", (1,), (0,)),),
+                  others={"trunks": (1, ("--task", "cifar100"))})
+    past, trunk = ({tuple(shlex.split(r["command"])[1:].count(word) for word in ("--lr", "--weight-decay"))
+                    for r in plan("demo", small)["past"] if r["folder"].startswith(kind)} for kind in ("past", "trunks"))
+    assert past == {(1, 1)} and trunk == {(0, 0)}
+
+
 def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     def run(lr, accuracy):
         folder = f"scratch/{lr}"
@@ -182,6 +190,7 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
         ("scratch", "p1", 1, 0, 1), ("scratch", "p2", 1, 1000, 1), ("scratch", "p1", 0.5, 0, 1),
         ("warm_start", "p2", 0.5, 1000, 2)]
     assert ["--subset share:0.5" in r["command"] for r in made["runs"]] == [True, False, True, False]
+    assert ["--parts share:0.5" in r["command"] for r in made["runs"]] == [False, True, False, True]
     assert made["runs"][3]["command"].endswith("--past results/demo/" + made["runs"][2]["folder"])
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
@@ -195,6 +204,8 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
     accuracy = [s["test"]["accuracy"] for s in (one, two, first, warm)]
     assert row["cost_over_scratch"]["mean"] == pytest.approx((flops[2] + flops[3]) / (flops[0] + flops[1]))
     assert row["after_portion"] == pytest.approx(accuracy[2:]) and not report["missing"]
+    last = json.loads((root / made["runs"][3]["folder"] / "summary.json").read_text())["train"]
+    assert [row["train_old"], row["train_new"]] == [last["correct_old"], last["correct_new"]] and None not in last.values()
     assert row["end_over_scratch"]["values"]["0"] == pytest.approx(accuracy[3] - accuracy[1])
     assert row["along_over_scratch"]["values"]["0"] == pytest.approx(sum(accuracy[2:]) / 2 - sum(accuracy[:2]) / 2)
     assert "| `warm_start` | 1/2 | 1/1 |" in (root / "REPORT.md").read_text()
