@@ -163,3 +163,18 @@ def test_a_read_only_data_folder_keeps_its_array_elsewhere(tree, tmp_path, monke
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     datasets.read_folder(str(tree), 16)
     assert list((tmp_path / "home/.cache/encore").glob("*.npy")) and not (tree.parent / ".decoded").exists()
+
+
+@pytest.mark.parametrize("mode, ending, dtype, top", [
+    ("I;16", "png", np.uint16, 65535), ("I;16", "tif", np.uint16, 65535), ("I;16B", "tif", ">u2", 65535),
+    ("I", "tif", np.int32, 65535), ("I", "tif", np.int32, 255), ("I;16", "png", np.uint16, 255), ("F", "tif", np.float32, 1),
+    ("F", "tif", np.float32, 255), ("F", "tif", np.float32, 65535)])
+def test_grey_of_more_than_8_bits_is_scaled_down(mode, ending, dtype, top, tmp_path):
+    """A ramp from black to white, which Pillow alone would make white beyond 255, or black where white is 1."""
+    ramp = (np.arange(256).repeat(256).reshape(256, 256) / 255 * top).astype(dtype)
+    path = tmp_path / f"ramp.{ending}"
+    Image.fromarray(ramp).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    found = imagefiles.decode(path, 256)
+    assert (found[..., 0] == found[..., 2]).all() and abs(found[:, 0, 0].astype(int) - np.arange(256)).max() <= 1
