@@ -1,5 +1,6 @@
 """The one door to earlier runs. Nothing a past run contains can execute code here."""
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 def source(task: str) -> str:
     """Where a task's images come from: those of shapes and shapes-seg are the same ones, with other targets."""
     return task.partition("-")[0]
+
+
+def finished(folders: list[Path]) -> list[Path]:
+    """Those of `folders` whose runs have ended, the others being named; all of them where none has, for PastRun to refuse."""
+    ended = [folder for folder in folders if (folder / "summary.json").exists()]
+    if ended and len(ended) < len(folders) and ranks.rank() == 0:
+        print("warning: --pick best leaves out past runs that failed or are not finished: "
+              + ", ".join(str(folder) for folder in folders if folder not in ended), file=sys.stderr)
+    return ended or folders
 
 
 class PastRun:

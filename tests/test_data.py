@@ -142,6 +142,9 @@ def test_holdout_is_balanced_disjoint_and_for_evaluation(tmp_path):
     assert not set(data.train.index.tolist()) & set(data.test.index.tolist())
     assert (torch.bincount(data.test.target[data.test.index]) == 4).all()
     assert data.train.augment == "crop-flip" and data.test.augment == "none"
+    whole = tasks.TASKS["shapes"].load(parse("baselines/scratch", "--results", tmp_path), CPU)
+    assert whole.final is None and torch.equal(data.final.target, whole.test.target)         # for one look at the end
+    assert torch.equal(data.final.index, whole.test.index)
 
 
 def test_no_subset_has_seen_what_another_holds_out(tmp_path):

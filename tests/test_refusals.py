@@ -191,6 +191,12 @@ def test_other_holdout(copy):
     refused("made with --holdout 0, this run with --holdout 0.1", seen_from, copy, "--holdout", 0.1)
 
 
+def test_pick_best_with_no_finished_run(copy):
+    args = parse("methods/kd", "--past", copy, "--pick", "best")
+    (copy / "summary.json").unlink()
+    refused("is not finished", Run.past, SimpleNamespace(args=args), TASKS["shapes"].load(args, torch.device("cpu")))
+
+
 def test_holdout_of_a_folder_that_has_grown(tmp_path):
     """The new images move others in and out of the held-out part: what is evaluated on may have been trained on."""
     def more(names):

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import SCRIPTS
 
-from common import study
+from common import planning, study
 from common.planning import plan
 from common.plans import VARIANTS, Runs, Study, studies
 from common.report import write_report
@@ -178,8 +178,47 @@ def test_regret_by_hand(tmp_path):
     assert rows["scratch"]["cost_over_scratch"]["mean"] == 1
     assert rows["reuse"]["delivered_over_scratch"]["mean"] == pytest.approx(0.1)
     assert "| `reuse` | 1 | 1/1 |" in text and "random searches of 3 trials" in text
+    assert rows["reuse"]["delivered_test"]["values"] == {} and "| unknown | missing |" in text      # no trial said
+    for name, value in (("b3", 0.55), ("a2", 0.5)):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary | {"final_test": {"accuracy": value}}))
+    write_report(tmp_path)
+    tested = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}["reuse"]
+    assert tested["delivered"]["mean"] == 0.6 and tested["delivered_test"]["mean"] == 0.55
+    assert tested["delivered_test_over_scratch"]["mean"] == pytest.approx(0.05)
     (tmp_path / "b3" / "summary.json").unlink()
-    assert "| not finished | `python b3` |" in write_report(tmp_path).read_text()
+    text = write_report(tmp_path).read_text()
+    assert "1 trials are missing" in text and "| not finished | `python b3` |" in text
+    (tmp_path / "b3" / "failed.json").write_text(json.dumps({"exit_code": 1, "message": "the loss became infinite"}))
+    (tmp_path / "b3" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "flops": 7}) + "\n")
+    text = write_report(tmp_path).read_text()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert rows["reuse"]["seeds"] == 1 and rows["reuse"]["delivered"]["mean"] == 0.4      # b2's, whose settings are the best
+    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 7} and rows["reuse"]["regret"]["mean"] == 0
+    assert "1 trials failed and count as the worst" in text and "failed: the loss became infinite | `python b3`" in text
+    assert "are missing" not in text
+
+
+def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):
+    """The second of three trials diverges: the third goes on from the first and says so."""
+    small = Study("shapes", "resnet8", 1, scenario="tuning", recommend=False, trials=3, runs=(
+        Runs("baselines/scratch", (0.5,), (0,)), Runs("baselines/warm_start", (0.5,), (0,))))
+    monkeypatch.setattr(planning, "random_settings", lambda seed, trials: [(0.1, 5e-4), (1e30, 5e-4), (0.2, 5e-4)])
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        study.main(["--jobs", "2"])
+    made, root = plan("demo", small)["runs"], tmp_path / "results/demo"
+    third = root / made[4]["folder"]
+    summary = json.loads((third / "summary.json").read_text())
+    assert summary["past"] == [made[0]["folder"]] and 0 <= summary["final_test"]["accuracy"] <= 1
+    console = (third / "console.txt").read_text()
+    assert "--pick best leaves out past runs that failed or are not finished" in console and made[2]["folder"] in console
+    report = json.loads((root / "report.json").read_text())
+    assert {row["method"]: row["seeds"] for row in report["rows"]} == {"scratch": 1, "warm_start": 1}
+    assert len(report["failed"]) == 2 and not report["missing"]
+    assert all(row["delivered_test"]["mean"] is not None for row in report["rows"])
 
 
 def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path, monkeypatch):
