@@ -90,9 +90,8 @@ SCENARIOS = {
                 {"methods/rho_loss", "methods/dkd", "methods/born_again", "methods/curriculum_dkd"}),
     "shift": (("--subset", "members:3/4"), ("--labels", "coarse", "--parts", "members:3/4"), {"methods/rho_loss"}),
     "model": (("--model", "resnet8x0.5"), (), {
-        "methods/rho_loss", "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint",
-        "methods/weight_average", "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd",
-        "methods/early_checkpoint_kd"}),
+        "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/weight_average",
+        "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd", "methods/early_checkpoint_kd"}),
 }
 
 
