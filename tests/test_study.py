@@ -10,6 +10,8 @@ from common import planning, study
 from common.planning import plan
 from common.plans import VARIANTS, Runs, Study, studies
 from common.report import write_report
+from common.report.overview import write_overview
+from common.report.search import what_pays
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def test_regret_by_hand(tmp_path):
     assert rows["reuse"]["seeds"] == 1 and rows["reuse"]["delivered"]["mean"] == 0.4      # b2's, whose settings are the best
     assert rows["reuse"]["cost"] == {"0": 100 + 50 + 7} and rows["reuse"]["regret"]["mean"] == 0
     assert "1 trials failed and count as the worst" in text and "failed: the loss became infinite | `python b3`" in text
-    assert "are missing" not in text
+    assert "1 trials are missing" not in text
 
 
 def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):
@@ -270,3 +272,28 @@ def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path
         queue.make([{"folder": name, "command": "python methods/kd.py"} for name in ("begunFalse", "begunTrue", "new")])
         assert {name: words[1:] for name, words in asked.items()} == {
             "begunFalse": [], "begunTrue": ["--compile"], "new": ["--compile"] if compiled else []}
+
+
+def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):
+    def row(method, share, cost, gain):
+        cells = ({"mean": mean, "low": None if half is None else mean - half, "high": None if half is None else mean + half,
+                  "reason": None} for mean, half in (cost, gain))
+        return {"method": method, "budget": share} | dict(zip(("cost_over_scratch", "gain"), cells, strict=True))
+
+    report = {"missing": [], "rows": [
+        row("scratch", 1, (1, 0), (0, 0)), row("scratch", 0.5, (0.5, 0.02), (-0.02, 0.005)),
+        row("kd", 0.5, (0.7, 0.02), (0.01, 0.005)), row("warm_start", 0.5, (0.6, 0.02), (-0.002, 0.005)),
+        row("cheap", 0.25, (0.3, 0.02), (-0.002, 0.01)), row("dear", 0.5, (0.98, 0.05), (0.1, 0.01)),
+        row("once", 0.25, (0.2, None), (0.1, None))]}
+    said = what_pays(report, "gain", "along the way")
+    assert said == ("`warm_start` at budget 1/2: 0.60 [0.58, 0.62] of scratch's FLOPs, accuracy along the way −0.2 [−0.7, +0.3] "
+                    "points over scratch's")
+    assert "nothing established" in what_pays(report | {"rows": report["rows"][:2]}, "gain", "")
+    assert what_pays(report | {"missing": [{}]}, "gain", "") == "not yet: 1 runs are missing"
+    for name in ("x-mini", "demo-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({
+            "study": name, "task": "cifar100", "model": "resnet8", "scenario": "stream", "pays": said}))
+    text = write_overview(tmp_path).read_text()
+    assert f"- [x-mini](x-mini/REPORT.md), `resnet8` on `cifar100`, data arrive in portions: {said}." in text
+    assert "demo-x" not in text

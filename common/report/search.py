@@ -21,7 +21,10 @@ RULES = """\
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
   of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are.
 - Scratch's search is the one at its **largest budget**, what one would do without reuse.
+- What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} on the test set, over that of
+  scratch's search, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while trials are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
+LOSS = -0.01                                                  # of score, that a cheaper sequence of runs may bring
 
 
 def read_trial(folder: Path) -> dict | None:
@@ -86,13 +89,28 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                          if tested(done[s]) and tested(other[s])}),
                      "regret": interval({seed: one["regret"] for seed, one in done.items()}),
                      "provenance": provenance([trial for seed in done for trial in searches[seed] if trial["config"]])})
-    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-            "score": one_score(root, read), "rows": rows,
-            "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
-            "failed": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
-                       if read.get(run["folder"]) and read[run["folder"]]["config"] is None],
-            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
-                        if read.get(run["folder"]) is None]}
+    report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+              "score": one_score(root, read), "rows": rows,
+              "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
+              "failed": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                         if read.get(run["folder"]) and read[run["folder"]]["config"] is None],
+              "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                          if read.get(run["folder"]) is None]}
+    return report | {"pays": what_pays(report, "delivered_test_over_scratch", "on the test set")}
+
+
+def what_pays(report: Mapping, gain: str, where: str) -> str:
+    """By the rule of searches and of streams, one clause with its numbers; `gain` is the row's cell of scores over scratch's."""
+    if report["missing"]:
+        return f"not yet: {len(report['missing'])} runs are missing"
+    rows = [row for row in report["rows"] if row["cost_over_scratch"]["high"] is not None and row["cost_over_scratch"]["high"] < 1
+            and row[gain]["low"] is not None and row[gain]["low"] > LOSS]
+    if not rows:
+        return "nothing established: no row is cheaper than scratch's at no loss of a point"
+    best = min(rows, key=lambda row: row["cost_over_scratch"]["mean"])
+    cost = best["cost_over_scratch"]
+    return (f"`{best['method']}` at budget {budget(best['budget'])}: {cost['mean']:.2f} [{cost['low']:.2f}, {cost['high']:.2f}] "
+            f"of scratch's FLOPs, {terms(report).noun} {where} {point_interval(best[gain])} points over scratch's")
 
 
 def tested(search: Mapping) -> bool:
@@ -135,7 +153,8 @@ def markdown(report: Mapping) -> str:
         gone += f" {len(report['failed'])} trials failed and count as the worst."
         text += f"\n\n## Failed trials\n\n{commands(report['failed'])}"
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
-            f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
+            f"each.{gone}\n\nWhat pays: {report['pays']}.\n\n{text}"
+            f"\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
 
 
 def write_search(root: Path, plan: Mapping) -> Path:

@@ -7,7 +7,7 @@ from common.report import scores
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score
-from common.report.search import TERA, interval, missing, read_trial, state
+from common.report.search import TERA, interval, missing, read_trial, state, what_pays
 from common.report.words import budget, percent, point_interval, significant, terms
 
 RULES = """\
@@ -18,6 +18,8 @@ RULES = """\
   without reuse.
 - **Along the way** is the mean {noun} over the runs of the stream, **at the end** that of the last.
 - **Old / new**: the last run's {train} on the portions that were there before, and on the one that came last.
+- What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} along the way, over that of
+  scratch's, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while runs are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's stream of the same seed."""
 
 
@@ -43,10 +45,11 @@ def aggregate(root: Path, plan: Mapping) -> dict:
             "along_over_scratch": over(along), "end_over_scratch": over(lambda runs: runs[-1]["test"]),
             "train_old": apart(done, "correct_old"), "train_new": apart(done, "correct_new"),
             "provenance": provenance([run for runs in done.values() for run in runs])})
-    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-            "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
-            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
-                        if read.get(run["folder"]) is None]}
+    report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+              "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
+              "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                          if read.get(run["folder"]) is None]}
+    return report | {"pays": what_pays(report, "along_over_scratch", "along the way")}
 
 
 def plan_length(plan: Mapping) -> int:
@@ -95,7 +98,8 @@ def markdown(report: Mapping) -> str:
     gone, section = missing(report, "runs", "stream")
     text += section
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: data that arrive in {portions} portions.{gone}"
-            f"\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=noun, train=train)}\n")
+            f"\n\nWhat pays: {report['pays']}.\n\n{text}"
+            f"\n\n## How the numbers are made\n\n{RULES.format(noun=noun, train=train)}\n")
 
 
 def write_stream(root: Path, plan: Mapping) -> Path:
