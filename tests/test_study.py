@@ -113,7 +113,7 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
 
 
-def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
+def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch, capsys):
     small = Study("shapes", "resnet8", 0.4, scenario="generations", recommend=False, past_seeds=(100,), generations=3, runs=(
         Runs("methods/kd", (1,), (0,)), Runs("baselines/scratch", (1,), (0,))))
     made = plan("demo", small)
@@ -125,6 +125,9 @@ def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
+    study.main(["--list"])
+    stages = capsys.readouterr().out.rstrip("\n").split("\n\n")          # past run and stage 1 together
+    assert [len(lines.splitlines()) for lines in stages] == [1 + 4, 1, 1] and "--tag g3" in stages[2]
     study.main(["--jobs", "2"])
     report = json.loads((tmp_path / "results/demo/report.json").read_text())
     first, second, third = (next(row for row in report["rows"] if row["method"] == f"kd-g{g}") for g in (1, 2, 3))
