@@ -12,6 +12,7 @@ import torch
 from common.detection import STRIDE
 from common.files import Refused
 from common.models import model_name
+from common.ranks import device_of
 from common.runfiles import find_runs, labels_of, read_config
 from common.splits import sides
 from common.tasks import TASKS
@@ -200,7 +201,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     try:
         if torch.device(args.device).type not in ("cpu", "cuda"):
             raise RuntimeError("it is neither cpu nor cuda.")
-        torch.empty(1, device=args.device)
+        torch.empty(1, device=device_of(args.device))
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
     return args

@@ -1,4 +1,5 @@
 """The benchmark's clock: seconds and FLOPs of everything a run does, unless it is told to stop."""
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import ranks
 
 UNTIMED = ("data", "compile", "eval", "checkpoint")
+
+
+def convolution_backward(grad, image, weight, _bias, _stride, _padding, _dilation, transposed, _more, _groups, wanted, **_):
+    """FLOPs of a convolution's gradients, from shapes; `wanted` is for its input, weight, bias.
+
+    Torch's own formula leaves the groups out of the weight's gradient, and so counts it as many times as there are groups.
+    """
+    return 2 * grad[0] * math.prod((image if transposed else grad)[2:]) * math.prod(weight) * (wanted[0] + wanted[1])
+
+
+def count_flops() -> FlopCounterMode:
+    """`with count_flops() as counter:`, then counter.get_total_flops(): 2 for a multiply-add."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
 
 
 class Clock:
@@ -63,7 +77,7 @@ class Clock:
             if key in known:
                 result = function(*args)
             else:
-                with FlopCounterMode(display=False) as counter:
+                with count_flops() as counter:
                     result = function(*args)
                 known[key] = counter.get_total_flops()
             self.flops["preparation"] += known[key] * ranks.world()     # every rank prepares for itself

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.amp import autocast
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,6 +50,20 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2 ** 31 - 1)
         libc.mallopt(mmap_max, 0)
+
+
+def warm_up(device: torch.device, amp: torch.dtype | None) -> None:
+    """Before the clock: GPU libraries load at their first call, for scratch in its first step, for others in a preparation."""
+    if device.type != "cuda":
+        return
+    with torch.random.fork_rng([device]):
+        image = torch.zeros(8, 16, 32, 32, device=device).to(memory_format=torch.channels_last)
+        layers = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                     torch.nn.Linear(16, 16)).to(device)
+        for dtype in {amp, None}:
+            with autocast(dtype, device):
+                layers(image).sum().backward()
+        torch.cuda.synchronize(device)
 
 
 def code_version() -> dict:

@@ -12,16 +12,21 @@ from torch import Tensor
 from common.files import Refused
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; of a GPU without a number each rank's own, which becomes the current one."""
+    found = torch.device(name)
+    if found.type == "cuda":
+        if found.index is None:
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(found)                          # else other ranks open a context on the first GPU, too
+    return found
+
+
 def begin(device: str) -> torch.device:
     """Joins the other ranks where torchrun has started this process; returns its device."""
-    found = torch.device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return found
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(found)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    found = device_of(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return found
 
 
@@ -62,15 +67,15 @@ def average_(tensors: list[Tensor]) -> None:
     flat = torch.cat([t.detach().flatten() for t in tensors])
     _together(dist.all_reduce, flat)
     flat /= world()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.detach().copy_(mean.view_as(tensor))
+    means = flat.split([t.numel() for t in tensors])
+    torch._foreach_copy_([t.detach() for t in tensors], [m.view_as(t) for t, m in zip(tensors, means, strict=True)])
 
 
-def largest(value: float, device: torch.device) -> float:
-    """The largest of the ranks' numbers. Synchronises with the device."""
+def largest(value: float) -> float:
+    """The largest of the ranks' numbers; on the host, so that no device is waited for."""
     if world() == 1:
         return value
-    number = torch.tensor(value, dtype=torch.float64, device=device)
+    number = torch.tensor(value, dtype=torch.float64)
     _together(dist.all_reduce, number, dist.ReduceOp.MAX)
     return number.item()
 
@@ -86,8 +91,7 @@ def merged(table: Tensor) -> Tensor:
 
 def wait() -> None:
     """Until all ranks are here."""
-    if world() > 1:
-        _together(dist.barrier)
+    largest(0.0)
 
 
 def _together(exchange, *args) -> None:

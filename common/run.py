@@ -17,7 +17,7 @@ from common.data import Data
 from common.examples import merge, write_epoch
 from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
-from common.machine import keep_memory, versions
+from common.machine import keep_memory, versions, warm_up
 from common.past import PastRun, finished
 from common.pictures import write_picture
 from common.runfiles import read_config
@@ -38,10 +38,11 @@ class Run:
     def __init__(self, args):
         self.args, self.device = args, ranks.begin(args.device)
         keep_memory()
+        self.amp = amp_dtype(args.no_amp, self.device)
+        warm_up(self.device, self.amp)
         self.clock = Clock(self.device)
         self.writes = ranks.rank() == 0
         self.untimed, self.prepare, self.charge = self.clock.untimed, self.clock.prepare, self.clock.charge
-        self.amp = amp_dtype(args.no_amp, self.device)
         self.past_names = [read_config(past)["name"] for past in args.past_folders]
         self.name = folder_name(args, self.past_names)
         self.folder = Path(args.results) / self.name
@@ -55,7 +56,7 @@ class Run:
         self.rows: list[dict] = []
         self.asked_to_stop = 0                                # number of the signal that did
         self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile,
-                      "ranks": ranks.world()} | versions()
+                      "amp": str(self.amp), "ranks": ranks.world()} | versions()
         if args.batch_size % ranks.world():
             raise Refused(f"--batch-size {args.batch_size} cannot be shared equally by {ranks.world()} ranks: choose a multiple.")
         self.config = self._open()
@@ -117,6 +118,7 @@ class Run:
                 if self.writes and after < 1 and any(before < share <= after for share in CHECKPOINTS):
                     folder.write_weights(self.folder / f"checkpoints/e{epoch}.pt", state["step"].model, self.args.slim)
                 self._save(epoch + 1)
+                ranks.wait()                                  # for rank 0's files, off the clock
 
     def _save(self, next_epoch: int) -> None:
         """last.pt: everything that is needed to go on with `next_epoch`, bit for bit."""
@@ -138,6 +140,7 @@ class Run:
                     folder.clear(self.folder)
                     write_json(self.folder / "config.json", self.config)
                     self.board = TensorBoard(self.folder, self.config, [])
+                ranks.wait()
                 return 0
             last = folder.read_last(path, self.where, self.args.force)
             for name, value in self.state.items():
@@ -151,6 +154,7 @@ class Run:
                 write_json(self.folder / "config.json", self.config)
                 write_rows(self.folder, self.rows)
                 self.board = TensorBoard(self.folder, self.config, self.rows)
+            ranks.wait()
             self.bar.start(self.examples, max((last["epoch"] - 1) / self.args.epochs, 0))
             return last["epoch"]
 
@@ -163,7 +167,7 @@ class Run:
         """Called between steps: after SIGTERM or Ctrl-C, checkpoints within the epoch and ends with exit code 143 or 130."""
         number = self.asked_to_stop
         if ranks.world() > 1:                                 # all stop at the same step
-            number = int(ranks.largest(number, self.device)) if self.steps % AGREE == 0 else 0
+            number = int(ranks.largest(number)) if self.steps % AGREE == 0 else 0
         if number:
             with self.untimed("checkpoint"):
                 self._save(self.epoch)
@@ -200,7 +204,7 @@ class Run:
         """
         with self.untimed("eval"):
             row = {"epoch": min(epoch, self.args.epochs), "steps": self.steps, "examples": self.examples,
-                   "seconds": round(ranks.largest(self.clock.counted(), self.device), 4), "flops": sum(self.clock.flops.values())}
+                   "seconds": round(ranks.largest(self.clock.counted()), 4), "flops": sum(self.clock.flops.values())}
             row |= {name: float(value) for name, value in metrics.items()}
             for name, value in row.items():
                 if not math.isfinite(value):
@@ -227,7 +231,7 @@ class Run:
             raise Refused(f"{self.folder} has not made a step: what its epochs kept does not fill one batch of --batch-size "
                           f"{self.args.batch_size}. Keep more, or lower it.")
         with self.untimed("checkpoint"):
-            counted = ranks.largest(self.clock.counted(), self.device)
+            counted = ranks.largest(self.clock.counted())
             if not self.writes:
                 self._close()
                 return ranks.end()
@@ -248,10 +252,10 @@ class Run:
 
     def _final_test(self, model: nn.Module) -> dict:
         """Under --holdout the score of the model that is left on the test set, which has chosen nothing; looked at once."""
-        if self.data.final is None:
+        if not self.data.final:                               # without --holdout, or where the classes in use have no test image
             return {}
         found = TASKS[self.args.task].evaluate(model, self.data.final)
-        return {"final_test": {name.partition("/")[2]: value for name, value in found.items()}}
+        return {"final_test": {name.partition("/")[2]: value for name, value in found.items() if math.isfinite(value)}}
 
     def _summary(self, model: nn.Module, counted: float) -> dict:
         last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}

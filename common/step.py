@@ -5,10 +5,10 @@ from copy import deepcopy
 import torch
 import torch._dynamo  # noqa: F401                            # the first optimizer would import it: seconds on the clock
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from common import ranks
 from common.amp import autocast
+from common.clock import count_flops
 from common.data import Batch
 from common.files import Refused
 
@@ -93,7 +93,7 @@ class Step:
             other_state = {name: value.clone() if isinstance(value, Tensor) else deepcopy(value.state_dict())
                            for name, value in others.items()}
             run_fn = torch.compile(loss_fn, dynamic=False) if self.run.args.compile else loss_fn
-            with FlopCounterMode(display=False) as counter:
+            with count_flops() as counter:
                 self._backward(batch, loss_fn)
             if self.run.args.compile:
                 self._backward(batch, run_fn)
@@ -109,7 +109,7 @@ class Step:
         Raises
             Refused: the loss was not finite.
         """
-        if ranks.largest(float(not self.finite), self.run.device):
+        if ranks.largest(float(not self.finite)):
             raise Refused(f"the loss became infinite or NaN in epoch {self.run.epoch} of {self.run.folder}: lower --lr "
                           f"(it is {self.run.args.lr:g}) or run with --no-amp.")
         tables = {name: self.table(name) for name in self.recorded}

@@ -38,6 +38,7 @@ class Queue:
         self.root, self.jobs, self.total, self.compiled = root, jobs, total, compiled
         self.threads = max(1, cores() // jobs)
         self.running: dict[int, tuple[dict, float]] = {}      # process -> run, start
+        self.children: dict[int, tuple[subprocess.Popen, str]] = {}     # kept, else Popen itself waits for one that was dropped
         self.done = 0
         self.failed: list[str] = []
         self.stopping = 0
@@ -74,9 +75,14 @@ class Queue:
 
     def _spawn(self, words: list[str], folder: Path, threads: int) -> int:
         """A process of its own, since CUDA does not survive a fork; its output in console.txt."""
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+        taken = [gpu for _, gpu in self.children.values()]
+        gpu = min(gpus, key=taken.count)                      # where the fewest jobs are
         with open(folder / "console.txt", "w") as console:
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            return subprocess.Popen([sys.executable, *words], stdout=console, stderr=console, env=environment).pid
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": gpu}
+            child = subprocess.Popen([sys.executable, *words], stdout=console, stderr=console, env=environment)
+        self.children[child.pid] = child, gpu
+        return child.pid
 
     def _fork(self, words: list[str], folder: Path, threads: int) -> int:
         """A child that has everything loaded; its output in console.txt."""
@@ -110,6 +116,7 @@ class Queue:
     def _wait(self) -> None:
         process, status = os.wait()
         run, begin = self.running.pop(process)
+        self.children.pop(process, None)
         folder, code = self.root / run["folder"], os.waitstatus_to_exitcode(status)
         console = folder / "console.txt"
         lines = (console.read_text(errors="replace").strip().splitlines() if console.exists() else []) or ["no output"]
@@ -138,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
                         "between stages that wait for each other, and stop")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
-                        "(default: one per core, 4 where there is a GPU)")
+                        "(default: one per core, 4 for each GPU)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
                         "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
     args = parser.parse_args(argv)
@@ -152,13 +159,13 @@ def main(argv: list[str] | None = None) -> None:
             print(*([""] if number > 1 else []), *(run["command"] for run in stage), sep="\n")
         return
     root = Path("results") / args.study
-    write_json(root / "plan.json", chosen)
     held = lock(root / ".lock", wait=False)
     if held is None:
         raise Refused(f"{root} is being made by another process: wait for it or stop it.")
     with held:
+        write_json(root / "plan.json", chosen)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")         # runs are enough processes
-        make(root, chosen, args.jobs or (4 if torch.cuda.device_count() else cores()), args.compile)
+        make(root, chosen, args.jobs or 4 * torch.cuda.device_count() or cores(), args.compile)
 
 
 def make(root: Path, chosen: dict, jobs: int, compiled: bool = False) -> None:

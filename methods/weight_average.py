@@ -79,7 +79,7 @@ def match(target, other, groups, seed, most=100):
 @torch.no_grad()
 def refresh(call, model, batches):
     """Batch norm's statistics become their plain means over the batches."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

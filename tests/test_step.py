@@ -11,7 +11,7 @@ from conftest import parse, run_script
 from torch.nn import functional as F
 
 import common.run
-from common.clock import Clock
+from common.clock import Clock, count_flops
 from common.data import train_batches
 from common.files import Refused
 from common.models import MODELS, build
@@ -114,6 +114,15 @@ def test_flops_by_hand(begun):
     for loss_fn, examples in ((plain, 32), (skipped, 8)):
         step._prepare(batch, loss_fn)
         assert step.functions[loss_fn][1] == 2 * examples * (3 * forward - first)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("layer, positions", [(torch.nn.Conv2d, 5 * 5), (torch.nn.ConvTranspose2d, 10 * 10)])
+def test_flops_of_groups(layer, positions, groups):
+    image = torch.randn(4, 8, 10, 10, requires_grad=True)
+    with count_flops() as counter:                            # forward and both gradients: 8 x 16 / groups filters of 3 x 3
+        layer(8, 16, 3, stride=2, padding=1, groups=groups)(image).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 4 * positions * 8 * 16 * 9 // groups
 
 
 def test_published_sizes():
