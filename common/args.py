@@ -13,7 +13,7 @@ from common.detection import STRIDE
 from common.files import Refused
 from common.models import model_name
 from common.ranks import device_of
-from common.runfiles import find_runs, read_config
+from common.runfiles import find_runs, labels_of, read_config
 from common.splits import sides
 from common.tasks import TASKS
 
@@ -164,7 +164,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         task = getattr(args, "task", "shapes")
         raise Refused(f"{args.method} reuses past runs, and --past names none. This makes one:\n    python baselines/scratch.py "
                       f"--task {task} --seed 100 --results results/by-hand/past\nThen add: --past results/by-hand/past")
-    theirs = read_config(args.past_folders[0])["args"] if args.past_folders else {}
+    first = read_config(args.past_folders[0]) if args.past_folders else {}
+    theirs = first["args"] | {"labels": labels_of(first)} if first else {}
     inherited = {}
     for name in INHERITED:
         if name in theirs and not hasattr(args, name) and (name == "task" or theirs["task"] == args.task):

@@ -40,6 +40,7 @@ class Data:
     labels: str                                               # "fine", or "coarse" where those are superclasses
     examples: int                                             # N, of the whole training set
     fingerprint: str                                          # of images and labels, before --subset
+    final: Split | None = None                                # under --holdout the test set, for one look at the end
 
 
 def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -86,9 +87,11 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
     def part(index, images, target, augment):
         return split(images, target, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
 
+    final = None
     if args.holdout:                                          # of the whole data set, so that no --subset has seen another's
         held = rank_in_class(fine, np.arange(len(fine)))[keep] >= 1 - args.holdout      # [n]
         evaluated, keep = part(keep[held], images, target, "none"), keep[~held]
+        final = part(test_keep, test_images, test_target, "none")
     else:
         evaluated = part(test_keep, test_images, test_target, "none")
     train = part(keep, images, target, args.augment)
@@ -99,7 +102,7 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
         apart.parts = {"old": mask, "new": ~mask}
     data = Data(train, evaluated, classes, "coarse" if coarse_labels else "fine", len(images),
-                fingerprint(images, own[0] if own else fine))
+                fingerprint(images, own[0] if own else fine), final)
     if not len(data.test):
         raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
     if len(data.train) * args.epochs < args.batch_size:

@@ -109,7 +109,7 @@ def read_folder(data_dir: str, size: int) -> tuple:
     """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*` (or `val`), or one tree.
 
     Of one tree `CLASS/*` about a fifth becomes the test set, by a hash of each file's name, so that more images do not move
-    those that were there.
+    those that were there; but a class of few images that would be left with none to train on keeps one until it has more.
     """
     root = Path(data_dir)
     if not root.is_dir():
@@ -123,8 +123,11 @@ def read_folder(data_dir: str, size: int) -> tuple:
         return splits(root, root, names, [labelled(tree, names) for tree in (root / "train", test)], size)
     names = classes_below(root)
     files, label = labelled(root, names)
-    number = [int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) / 16 ** 8 for path in files]
-    held = np.array(number) < TEST_SHARE
+    number = np.array([int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) for path in files]) / 16 ** 8
+    held = number < TEST_SHARE
+    for c in np.setdiff1d(label, label[~held]):
+        mine = np.flatnonzero(label == c)
+        held[mine[number[mine].argmax()]] = False
     return splits(root, root.resolve().parent, names, [(pick(files, mine), label[mine]) for mine in (~held, held)], size)
 
 

@@ -32,11 +32,21 @@ def readable() -> set[str]:
     return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey in 16 or 32 bits or in floats as 8 bits, since Pillow clips it to white: the image's own brightest pixel says
+    whether white is 1 (floats alone), 255 or 65535."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64))                  # [H, W]
+    white = next((white for white in ((1, 255) if image.mode == "F" else (255,)) if grey.max() <= white), 65535)
+    return Image.fromarray(np.rint(grey.clip(0, white) * (255 / white)).astype(np.uint8))
+
+
 def decode(path: Path, size: int) -> np.ndarray | str:
     """[size, size, 3] uint8: the shorter side becomes `size`, the middle of the longer one is kept; or why it cannot be read."""
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")                      # from grey, from a palette, from RGBA without its alpha
+            image = eight_bits(image).convert("RGB")          # from grey, from a palette, from RGBA without its alpha
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2

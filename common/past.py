@@ -1,5 +1,6 @@
 """The one door to earlier runs. Nothing a past run contains can execute code here."""
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from common import models, ranks
 from common.files import Refused, read_json
 from common.log import read_rows
-from common.runfiles import read_config, read_weights
+from common.runfiles import labels_of, read_config, read_weights
 from common.seeding import generator
 from common.splits import CENTER, sides
 from common.tasks import TASKS
@@ -20,11 +21,26 @@ if TYPE_CHECKING:
     from common.data import Data
 
 
+def source(task: str) -> str:
+    """Where a task's images come from: those of shapes and shapes-seg are the same ones, with other targets."""
+    return task.partition("-")[0]
+
+
+def finished(folders: list[Path]) -> list[Path]:
+    """Those of `folders` whose runs have ended, the others being named; all of them where none has, for PastRun to refuse."""
+    ended = [folder for folder in folders if (folder / "summary.json").exists()]
+    if ended and len(ended) < len(folders) and ranks.rank() == 0:
+        print("warning: --pick best leaves out past runs that failed or are not finished: "
+              + ", ".join(str(folder) for folder in folders if folder not in ended), file=sys.stderr)
+    return ended or folders
+
+
 class PastRun:
-    """A finished run, seen from a new one on `data`. Refuses, in one sentence, whatever does not fit.
+    """A finished run, of any task, seen from a new one on `data`. Refuses, in one sentence, whatever does not fit.
 
     Raises
-        Refused: the run is unfinished or damaged, has another task, or was trained with another --holdout.
+        Refused: the run is unfinished or damaged, or may have seen what is evaluated on: it was trained with another --holdout,
+            or with one of data that may share images with this run's and are not the same.
     """
 
     def __init__(self, folder: Path, args, data: "Data"):
@@ -39,13 +55,17 @@ class PastRun:
         self.image_size = theirs.get("image_size", data.train.size)
         try:
             self.fingerprint, self.classes = self.config["data"]["fingerprint"], self.config["data"]["classes"]
-            coarse = theirs.get("labels") == "coarse" or theirs.get("subset", "all").startswith("members")
-            self.labels = self.config["data"].get("labels", "coarse" if coarse else "fine")     # first versions did not say
+            self.labels = labels_of(self.config)
         except (KeyError, TypeError) as missing:
             raise Refused(f"{folder}/config.json is damaged: it lacks {missing}. Delete the folder and run it again.") from None
-        if holdout != args.holdout:
+        shares = source(self.task) == source(args.task)       # else it cannot have seen what is evaluated on
+        if shares and holdout != args.holdout:
             raise Refused(f"past run {self.name} was made with --holdout {holdout:g}, this run with --holdout "
                           f"{args.holdout:g}: past runs must not have seen what is evaluated on. Use equal ones.")
+        if shares and holdout and (self.fingerprint != data.fingerprint or self.task != args.task):
+            raise Refused(f"past run {self.name} held out a part of other data ({self.task}; images may have come or gone since, "
+                          "or it had another --image-size), so that it may have seen what --holdout evaluates on here: run "
+                          "its command again on the data as they are now, with other --results.")
         self.reused: set[str] = set()                         # what was read: weights (of any age, to begin with), model and
                                                               # checkpoints (as teachers), examples, curve
         self.kept: dict[str, int] = {}                        # what had to be kept for that: bytes by file and name
@@ -79,6 +99,7 @@ class PastRun:
                               "some classes' outputs (README.md, the table of scripts).")
             theirs = {c: i for i, c in enumerate(self.classes)}
             columns = torch.tensor([theirs.get(c, len(self.classes)) for c in self.data.classes], device=device)     # [C]
+        self._check_size()
         model = TASKS[self.task].net(self.architecture, len(self.classes), generator(0, "placeholder"), device,
                                      min(sides(self.image_size)))
         file, kind = (f"checkpoints/{checkpoint}.pt", "checkpoints") if checkpoint else ("final.pt", "model")
@@ -102,6 +123,12 @@ class PastRun:
         self.kept["final.pt"] = len(contents)
         self.reused.add("model")
         return hashlib.sha256(contents).hexdigest()
+
+    def _check_size(self) -> None:
+        size = min(sides(self.image_size))
+        if self.architecture.startswith("tv:vit_") and size != self.data.train.size:
+            raise Refused(f"past run {self.name} is a {self.architecture}, for images only of {size} pixels, and "
+                          f"this run's have {self.data.train.size}: use --image-size {size}, or name past runs of this size.")
 
     def _check(self, expected: dict[str, tuple], weights: dict[str, Tensor], file: str) -> None:
         if {k: w.shape for k, w in weights.items()} != expected:
@@ -134,6 +161,7 @@ class PastRun:
                           f"{self.task}, this run a {self.args.model} for {len(self.data.classes)} {self.data.labels} ones of "
                           f"{self.args.task}: the weights do not fit. Name past runs of the same model and task that "
                           "share classes.")
+        self._check_size()
         mine_small, theirs_small = (side < 64 for side in (self.data.train.size, min(sides(self.image_size))))
         if self.architecture.startswith("tv:") and mine_small != theirs_small and TASKS[self.task].predicts == "classes":
             raise Refused(f"past run {self.name} has the {self.architecture} for images of {self.image_size} pixels, whose stem "
@@ -187,11 +215,14 @@ class PastRun:
         """What was recorded about each training example: [N], averaged over its epochs, or [E, N]; NaN where unseen.
 
         Raises
-            Refused: another data set, a statistic that was not recorded, or only its mean was kept.
+            Refused: another data set, other labels, a statistic that was not recorded, or only its mean was kept.
         """
         if self.fingerprint != self.data.fingerprint or self.task != self.args.task:
             raise Refused(f"past run {self.name} recorded examples of another data set ({self.task}): they say nothing about "
                           f"this one ({self.args.task}). Name past runs of the same data set.")
+        if self.labels != self.data.labels:
+            raise Refused(f"past run {self.name} recorded examples with {self.labels} labels, this run has {self.data.labels} "
+                          f"ones: use --labels {self.labels}, or name past runs with {self.data.labels} labels.")
         path = self.folder / "examples.npz"
         try:
             with np.load(path, allow_pickle=False) as file:

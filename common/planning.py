@@ -45,11 +45,11 @@ class Planner:
             self._add("folds", study.past_epochs, lambda fold: (
                 *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
         for kind, (epochs, options) in study.others.items():
-            self._add(kind, epochs, lambda fold, options=options: options)
+            self._add(kind, epochs, lambda fold, options=options: options, budget=None)
 
-    def _add(self, kind: str, epochs: float, options) -> None:
+    def _add(self, kind: str, epochs: float, options, budget: float | None = 1) -> None:
         self.before[kind] = [
-            self._command("baselines/scratch", epochs, seed, f"results/{self.owner}/{kind}", 1, ("--slim", *options(fold)))
+            self._command("baselines/scratch", epochs, seed, f"results/{self.owner}/{kind}", budget, ("--slim", *options(fold)))
             for fold, seed in enumerate(self.study.past_seeds, 1)]
 
     @staticmethod
@@ -60,12 +60,15 @@ class Planner:
         above = f"../{self.owner}/" if self.study.past_of else ""
         return [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in self.before.items() for run in made]
 
-    def _command(self, script: str, epochs: float, seed: int, where: str, budget: float, options=(), tag: str = "",
+    def _command(self, script: str, epochs: float, seed: int, where: str, budget: float | None, options=(), tag: str = "",
                  kind: str = "past", earlier: list[dict] | None = None) -> dict:
-        """A run that reuses all past runs of a kind, or `earlier` runs of the study itself, if its script reuses any."""
+        """A run that reuses all past runs of a kind, or `earlier` runs of the study itself, if its script reuses any.
+
+        It has the study's settings of its `budget`; without one, as a run of another task, what its options say.
+        """
         study = self.study
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += settings(*study.settings[budget]) if study.settings else []     # of every budget, or of none
+        line += settings(*study.settings[budget]) if study.settings and budget is not None else []      # of every budget, or none
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         past = []
@@ -118,7 +121,8 @@ class Planner:
                         own = k == 1 or r.script == "baselines/scratch"
                         script = Runs("baselines/scratch", r.budgets, r.seeds) if own else r
                         chain.append(self._run(script, budget, seed + 1000 * (k - 1), 1 if own else k, (
-                            "--subset", f"share:{k / n:g}" if k < n else "all"), f"p{k}", earlier=chain[-1:]))
+                            "--subset", f"share:{k / n:g}" if k < n else "all",
+                            *(("--parts", f"share:{(k - 1) / n:g}") if k > 1 else ())), f"p{k}", earlier=chain[-1:]))
                     runs |= {run["folder"]: run for run in chain}
                     label = r.script.split("/")[1] + (f"-{r.tag}" if r.tag else "")
                     streams.append({"method": label, "budget": budget, "seed": seed, "runs": [run["folder"] for run in chain]})

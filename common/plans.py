@@ -90,9 +90,8 @@ SCENARIOS = {
                 {"methods/rho_loss", "methods/dkd", "methods/born_again", "methods/curriculum_dkd"}),
     "shift": (("--subset", "members:3/4"), ("--labels", "coarse", "--parts", "members:3/4"), {"methods/rho_loss"}),
     "model": (("--model", "resnet8x0.5"), (), {
-        "methods/rho_loss", "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint",
-        "methods/weight_average", "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd",
-        "methods/early_checkpoint_kd"}),
+        "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/weight_average",
+        "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd", "methods/early_checkpoint_kd"}),
 }
 
 
@@ -178,8 +177,10 @@ def studies() -> dict[str, Study]:
     memorize = ("--augment", "none", "--batch-size", "64")
     grow = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
             "past_options": ("--subset", "share:0.1", *memorize)}
-    search = (*tuning(0.25, (0.1, 0.2, 0.4), (5e-4, 2e-3)), *tuning(0.5, (0.1, 0.2, 0.4), (5e-4, 2e-3)),
-              *tuning(1, (0.1, 0.2), (5e-4, 2e-3)), *tuning(2, (0.1, 0.2), (2e-3,)), *tuning(2, (0.1,), (5e-4,)))
+    # crosses: learning rates at one weight decay, weight decays at one learning rate
+    search = (*(runs for budget in quarter for runs in (
+                  *tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,)), *tuning(budget, (0.1,), (1e-4, 2e-3)))),
+              *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
@@ -204,31 +205,35 @@ def studies() -> dict[str, Study]:
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
         "grow-mini": Study(**grow, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
-            Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+            Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (
                 "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",
                 "methods/partial_kd", "methods/shrink_perturb_kd", "methods/loss_replay")),
             Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+        # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
             **grow, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
-                Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE), Runs("baselines/warm_start", half, THREE),
+                Runs("baselines/scratch", scratch, THREE), Runs("baselines/warm_start", half, THREE),
                 Runs("methods/shrink_perturb", half, THREE))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", (0.25, 0.5), THREE),
             *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",
                                                           "methods/kd", "methods/loss_replay")))),
         "classes-mini": Study(
-            "cifar100", "resnet8", 8, scenario="classes", settings=MINI, past_options=("--subset", "classes:80"),
+            "cifar100", "resnet8", 8, scenario="classes", settings=BETWEEN, past_options=("--subset", "classes:80"),
             options=("--parts", "classes:80"), runs=(
-                Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
+                Runs("baselines/scratch", scratch, THREE),
                 *(Runs(script, half, THREE) for script in (
                     "baselines/warm_start", "methods/shrink_perturb", "methods/kd", "methods/partial_kd",
                     "methods/attention_transfer", "methods/infobatch")),
                 Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+        "caltech101-mini-tuning": Study(**caltech, tuning=True, runs=(
+            *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,))),
+            *tuning(2, (0.1, 0.2), (5e-4,)), *(runs for budget in (0.5, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,))))),
         "caltech101-mini": Study(
             **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
-                Runs("baselines/scratch", (0.5, 1, 2), THREE),
+                Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
                 *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
                                                              "methods/shrink_perturb")),
                 Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),

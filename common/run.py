@@ -18,7 +18,7 @@ from common.examples import merge, write_epoch
 from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import keep_memory, versions, warm_up
-from common.past import PastRun
+from common.past import PastRun, finished
 from common.pictures import write_picture
 from common.runfiles import read_config
 from common.tasks import TASKS
@@ -86,12 +86,14 @@ class Run:
     def past(self, data: Data) -> list[PastRun]:
         """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around.
 
-        Under --pick best the one with the best score on its holdout.
+        Under --pick best the one with the best score on its holdout, of those that have finished.
         """
-        runs = [PastRun(past, self.args, data) for past in self.args.past_folders]
+        best = self.args.pick == "best"
+        runs = [PastRun(past, self.args, data) for past in (
+            finished(self.args.past_folders) if best else self.args.past_folders)]
         own = [i for i, past in enumerate(runs) if past.seed == 100 + self.args.seed]
         first = own[0] if own else self.args.seed % len(runs)
-        if self.args.pick == "best":
+        if best:
             first = max(range(len(runs)), key=lambda i: runs[i].held_out())
         self.past_runs = runs[first:] + runs[:first]
         return self.past_runs
@@ -238,7 +240,7 @@ class Run:
             if picture := TASKS[self.args.task].picture:
                 write_picture(self.folder / "pictures.png", picture(model, self.data.test))
                 self.board.picture(self.folder / "pictures.png", self.rows[-1])
-            summary = self._summary(model, counted)
+            summary = self._summary(model, counted) | self._final_test(model)
             write_json(self.folder / "summary.json", summary)
         self._close()
         ranks.end()
@@ -247,6 +249,13 @@ class Run:
         scores = ", ".join(f"test {name} {value:.4f}" for name, value in summary["test"].items())
         print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
               f"{sum(self.clock.flops.values()):.3g} FLOPs")
+
+    def _final_test(self, model: nn.Module) -> dict:
+        """Under --holdout the score of the model that is left on the test set, which has chosen nothing; looked at once."""
+        if not self.data.final:                               # without --holdout, or where the classes in use have no test image
+            return {}
+        found = TASKS[self.args.task].evaluate(model, self.data.final)
+        return {"final_test": {name.partition("/")[2]: value for name, value in found.items() if math.isfinite(value)}}
 
     def _summary(self, model: nn.Module, counted: float) -> dict:
         last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}

@@ -38,6 +38,14 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def labels_of(config: dict) -> str:
+    """"fine" or "coarse", as the run's examples had them: --subset members:3/5 makes them coarse whatever --labels says."""
+    args, data = config["args"], config.get("data")
+    if isinstance(data, dict) and "labels" in data:
+        return data["labels"]
+    return "coarse" if str(args.get("subset")).startswith("members") else args.get("labels", "fine")    # of first versions
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict in float32 whatever it was kept in.
 

@@ -29,8 +29,9 @@ def pad(images: np.ndarray) -> Tensor:
 
 
 def fits(images: np.ndarray, device: torch.device) -> bool:
-    """Whether the images take at most half of the device's free memory."""
-    return not isinstance(images, np.memmap) or 2 * images.nbytes * (1 + 2 * PAD / images.shape[1]) ** 2 < free_memory(device)
+    """Whether the images, padded, take at most half of the free memory of the device, and of the host, where they are padded."""
+    padded = images.nbytes * (1 + 2 * PAD / images.shape[1]) ** 2
+    return not isinstance(images, np.memmap) or 2 * padded < min(map(free_memory, (device, torch.device("cpu"))))
 
 
 class Split:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -141,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     plans = studies()
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.")
     parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
-    parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, and stop")
+    parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
+                        "between stages that wait for each other, and stop")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
                         "(default: one per core, 4 for each GPU)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
@@ -153,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = plan(args.study, plans[args.study])
     everything = chosen["past"] + chosen["runs"]
     if args.list:
-        print(*(run["command"] for run in everything), sep="\n")
+        for number, stage in groupby(everything, key=lambda run: run.get("stage", 1)):      # past runs have none, and come first
+            print(*([""] if number > 1 else []), *(run["command"] for run in stage), sep="\n")
         return
     root = Path("results") / args.study
     held = lock(root / ".lock", wait=False)

@@ -19,7 +19,7 @@ def rank_in_class(fine: np.ndarray, keep: np.ndarray, shuffle: int = 20120) -> n
     return rank
 
 
-def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray):
+def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray, argument: str = "--subset"):
     """--subset -> (indices kept of train [n], of test [m], "coarse" where the labels must be the superclasses).
 
     A function of the text and the data set alone. `half` = `share:0.5`: the same share of every class; `not:3/5` all
@@ -55,7 +55,7 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
                 return np.flatnonzero(np.isin(fine, [f for m in members for f in m[:k]])), whole_test, "coarse"
     except ValueError:
         pass
-    raise Refused(f"--subset {text!r} is none of: all, half, share:0.2, not:3/5, classes:80, members:3/5 "
+    raise Refused(f"{argument} {text!r} is none of: all, half, share:0.2, not:3/5, classes:80, members:3/5 "
                   "(with numbers that fit the data set).")
 
 
@@ -64,5 +64,5 @@ def parts(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray
 
     Of the test set: those whose fine class it keeps.
     """
-    keep, _, _ = subset(text, fine, coarse, test_fine)
+    keep, _, _ = subset(text, fine, coarse, test_fine, "--parts")
     return np.isin(np.arange(len(fine)), keep), np.isin(test_fine, np.unique(fine[keep]))

@@ -2,6 +2,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,8 +92,11 @@ def classification_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dict[str, float]:
-    """Accuracy (fraction) and loss (nats) over the whole split; accuracy of its parts, too. The model's mode stays."""
+def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500, per_class: bool = False) -> dict[str, float]:
+    """Accuracy (fraction) and loss (nats) over the whole split; accuracy of its parts, too. The model's mode stays.
+
+    per_class: the mean of every class's accuracy as well, where classes have unlike numbers of examples.
+    """
     training = model.training
     model.eval()
     loss, right = torch.zeros((), device=split.device), torch.zeros(len(split.target), dtype=torch.bool, device=split.device)
@@ -105,6 +109,10 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500) -> dic
     used = split.index.to(split.device)                       # [n]
     apart = {f"test/accuracy_{part}": right[used][mask[used]].float().mean().item() for part, mask in split.parts.items()
              if mask[used].any()}
+    if per_class:
+        target = split.target[used]
+        hits, of = torch.bincount(target, right[used].float()), torch.bincount(target)          # [C]
+        apart["test/accuracy_per_class"] = (hits[of > 0] / of[of > 0]).mean().item()
     return {"test/accuracy": right[used].sum().item() / len(split), "test/loss": loss.item() / len(split)} | apart
 
 
@@ -137,8 +145,8 @@ BOXES = {"loss": detection_loss, "distill": detection_distill, "mean": detection
 
 
 def image_files(read: Callable, **options) -> Task:
-    """A task of image files, resized to 64 pixels unless asked otherwise."""
-    return task_of(read, CLASSES, models.build, **options, defaults={
+    """A task of image files, resized to 64 pixels unless asked otherwise, a class of which may have many more than another."""
+    return task_of(read, CLASSES | {"evaluate": partial(evaluate_classifier, per_class=True)}, models.build, **options, defaults={
         "model": "resnet20", "epochs": 30.0, "batch_size": 64, "lr": 0.2, "weight_decay": 5e-4, "image_size": 64})
 
 

@@ -17,7 +17,7 @@ class Torchvision(nn.Module):
     `head_name` is the layer whose outputs are the classes; all other parameters are the trunk.
 
     Raises
-        Refused: the model does not work on images of this size.
+        Refused: the model does not work on images of this size, or has fewer than two feature maps and they are asked for.
     """
 
     def __init__(self, name: str, classes: int, size: int, generator: torch.Generator):
@@ -41,7 +41,7 @@ class Torchvision(nn.Module):
             if isinstance(module, nn.Dropout | StochasticDepth):
                 module.p = 0.0
         self.head_name = "net." + [key for key, m in self.net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-        self.stages = len(self.nodes) - 1
+        self.name, self.stages = f"tv:{name}", len(self.nodes) - 1
         self.extractor: list[nn.Module] = []                  # a list, so that its modules are not ours a second time
 
     def __getstate__(self) -> dict:
@@ -50,6 +50,9 @@ class Torchvision(nn.Module):
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         if not features:
             return self.net(image)
+        if self.stages < 2:
+            raise Refused(f"{self.name} has {self.stages} feature maps on images of {image.shape[2]} pixels, and two or more are "
+                          "needed: choose another --model, past runs of another one, or a method that reuses outputs alone.")
         if not self.extractor:
             names = {name: str(i) for i, name in enumerate(self.nodes[:-1])} | {self.nodes[-1]: "output"}
             self.extractor.append(create_feature_extractor(self.net, names))

@@ -4,7 +4,8 @@ Reuses   its loss on each example of --past, averaged over the past run's epochs
 Pays     nothing: an epoch has as many examples as any other's
 Source   Wu et al. 2021, arXiv:2012.03107, linear pacing
 Differs  the easiest of all classes together, where their code balances classes; by train loss averaged over epochs, not a
-         held-out score; the pool is fixed within an epoch, as its middle has it; a smaller one is passed over more than once
+         held-out score; the pool is fixed within an epoch, as its middle has it; a smaller one is passed over more than once;
+         examples that the past run never saw count as the hardest, in random order
 Neutral  --start 1 is baselines/scratch.py, bit for bit
 
     python methods/curriculum.py --past results/cifar100-mini/past

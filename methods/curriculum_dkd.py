@@ -3,7 +3,8 @@
 Reuses   final weights of --past, and its loss on each example
 Pays     one teacher forward pass per step until --until
 Source   Wu et al. 2021, arXiv:2012.03107; Zhao et al. 2022, arXiv:2203.08679; put together here
-Differs  see curriculum and dkd; the teacher is asked no more once all examples are in use
+Differs  see curriculum and dkd; the teacher is asked no more once all examples are in use; examples that the past run
+         never saw come last, in random order
 Neutral  --until 0 is methods/curriculum.py, bit for bit
 
     python methods/curriculum_dkd.py --past results/cifar100-mini/past

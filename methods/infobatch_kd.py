@@ -3,7 +3,8 @@
 Reuses   final weights of --past, and its loss on each example
 Pays     one teacher forward pass at --share of the steps
 Source   Qin et al. 2024, arXiv:2303.04947; Liu et al. 2023, arXiv:2303.06480; put together here
-Differs  see infobatch and partial_kd; scores are the cross-entropy with the labels, whatever is trained on
+Differs  see infobatch and partial_kd; scores are the cross-entropy with the labels, whatever is trained on;
+         examples that the past run never saw are not left out before their first visit
 Neutral  --share 0 is methods/infobatch.py, bit for bit
 
     python methods/infobatch_kd.py --past results/cifar100-mini/past

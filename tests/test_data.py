@@ -12,7 +12,7 @@ from conftest import parse, run_script
 from common import tasks
 from common.data import CENTER, VIEWS, Split, epoch_order, fingerprint, train_batches, visits
 from common.files import Refused
-from common.subsets import rank_in_class, subset
+from common.subsets import parts, rank_in_class, subset
 
 CPU = torch.device("cpu")
 
@@ -117,8 +117,8 @@ def test_subsets():
     half, fifth, tenth = (set(kept(t)[0]) for t in ("half", "share:0.2", "share:0.1"))
     assert [len(s) for s in (half, fifth, tenth)] == [100, 40, 20] and tenth < fifth < half
     assert (np.bincount(FINE[kept("share:0.3")[0]]) == 3).all()
-    parts = [set(range(200)) - set(kept(f"not:{k}/5")[0]) for k in range(1, 6)]
-    assert all(len(p) == 40 for p in parts) and set().union(*parts) == set(range(200))
+    left = [set(range(200)) - set(kept(f"not:{k}/5")[0]) for k in range(1, 6)]
+    assert all(len(p) == 40 for p in left) and set().union(*left) == set(range(200))
     train, test, _ = kept("classes:8")
     assert len(np.unique(FINE[train])) == 8 and set(FINE[train]) == set(TEST_FINE[test]) < set(FINE[kept("classes:12")[0]])
     train, test, labels = kept("members:3/5")
@@ -131,8 +131,10 @@ def test_subsets():
 @pytest.mark.parametrize("text", ["", "third", "share:0", "share:2", "share:x", "not:6/5", "not:3", "classes:1", "classes:99",
                                   "members:3/4", "all:2", "half:9"])
 def test_impossible_subsets_are_refused(text):
-    with pytest.raises(Refused, match="is none of: all, half, share:0.2"):
+    with pytest.raises(Refused, match=f"--subset {text!r} is none of: all, half, share:0.2"):
         kept(text)
+    with pytest.raises(Refused, match=f"--parts {text!r} is none of"):
+        parts(text, FINE, COARSE, TEST_FINE)
 
 
 def test_holdout_is_balanced_disjoint_and_for_evaluation(tmp_path):
@@ -142,6 +144,9 @@ def test_holdout_is_balanced_disjoint_and_for_evaluation(tmp_path):
     assert not set(data.train.index.tolist()) & set(data.test.index.tolist())
     assert (torch.bincount(data.test.target[data.test.index]) == 4).all()
     assert data.train.augment == "crop-flip" and data.test.augment == "none"
+    whole = tasks.TASKS["shapes"].load(parse("baselines/scratch", "--results", tmp_path), CPU)
+    assert whole.final is None and torch.equal(data.final.target, whole.test.target)         # for one look at the end
+    assert torch.equal(data.final.index, whole.test.index)
 
 
 def test_no_subset_has_seen_what_another_holds_out(tmp_path):

@@ -70,6 +70,31 @@ def test_one_tree_is_split_by_names_alone_and_decoded_once(tree):
     assert green(train) < green(more) and green(test) <= green(more_test) and len(more[0]) + len(more_test[0]) == 60
 
 
+def test_a_class_keeps_an_image_to_train_on(tree, monkeypatch):
+    """Every image is held out by its hash: of each class the one with the highest stays."""
+    plain = datasets.read_folder(str(tree), 16)[0]
+    datasets.read_folder.cache_clear()
+    monkeypatch.setattr(datasets, "TEST_SHARE", 1.1)
+    train, test, names = datasets.read_folder(str(tree), 16)
+    assert names == ["blue", "red"] and train[1].tolist() == [0, 1] and len(test[0]) == 18 and green(train) <= green(plain)
+
+
+def test_accuracy_per_class_by_hand():
+    """Three of class 0, two of them right, and one of class 1, wrong: 1/2 of all, (2/3 + 0) / 2 by class; class 2 has none."""
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    images[[0, 1]] = 255                                      # taken for class 0, black ones for class 2
+    split = splits.Split(images, np.array([0, 0, 0, 1]), np.arange(4), torch.zeros(3), torch.ones(3), CPU, None)
+
+    class Bright(torch.nn.Module):
+        def forward(self, image):
+            white = image.mean((1, 2, 3)) > 100               # [B]
+            return torch.stack([white, torch.zeros_like(white), ~white], 1).float()
+
+    found = tasks.TASKS["caltech101"].evaluate(Bright(), split)
+    assert found["test/accuracy"] == 0.5 and found["test/accuracy_per_class"] == pytest.approx(1 / 3)
+    assert "test/accuracy_per_class" not in tasks.TASKS["cifar100"].evaluate(Bright(), split)
+
+
 def test_odd_files_are_converted_and_bad_ones_named(tmp_path, capsys):
     for split, n in (("train", 6), ("test", 2)):
         for i in range(n):
@@ -119,6 +144,10 @@ def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(splits, "free_memory", lambda device: 1000)
     mapped = tasks.TASKS["folder"].load(args, CPU)
     assert whole.train.pixels is not None and mapped.train.pixels is None
+    images = whole.train.disk
+    for small in ("cuda", "cpu"):                             # padded on the host, then moved
+        monkeypatch.setattr(splits, "free_memory", lambda device, small=small: 1000 if device.type == small else 10 ** 12)
+        assert not splits.fits(images, torch.device("cuda")) and splits.fits(images, CPU) == (small == "cuda")
     index, view = torch.tensor([3, 0, 11, 3]), torch.tensor([0, 80, 161, 40])
     assert torch.equal(whole.train.images(index, view), mapped.train.images(index, view))
 
@@ -163,3 +192,18 @@ def test_a_read_only_data_folder_keeps_its_array_elsewhere(tree, tmp_path, monke
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     datasets.read_folder(str(tree), 16)
     assert list((tmp_path / "home/.cache/encore").glob("*.npy")) and not (tree.parent / ".decoded").exists()
+
+
+@pytest.mark.parametrize("mode, ending, dtype, top", [
+    ("I;16", "png", np.uint16, 65535), ("I;16", "tif", np.uint16, 65535), ("I;16B", "tif", ">u2", 65535),
+    ("I", "tif", np.int32, 65535), ("I", "tif", np.int32, 255), ("I;16", "png", np.uint16, 255), ("F", "tif", np.float32, 1),
+    ("F", "tif", np.float32, 255), ("F", "tif", np.float32, 65535)])
+def test_grey_of_more_than_8_bits_is_scaled_down(mode, ending, dtype, top, tmp_path):
+    """A ramp from black to white, which Pillow alone would make white beyond 255, or black where white is 1."""
+    ramp = (np.arange(256).repeat(256).reshape(256, 256) / 255 * top).astype(dtype)
+    path = tmp_path / f"ramp.{ending}"
+    Image.fromarray(ramp).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    found = imagefiles.decode(path, 256)
+    assert (found[..., 0] == found[..., 2]).all() and abs(found[:, 0, 0].astype(int) - np.arange(256)).max() <= 1

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, parse, run_script
+from PIL import Image
 
+from common import datasets
 from common.data import all_batches
 from common.files import Refused, write_atomic
 from common.past import PastRun
@@ -165,7 +167,7 @@ def test_damaged_arguments_of_a_past_run(name, value, copy, tmp_path):
 
 def test_unknown_labels_of_a_past_run(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
-    config["args"]["labels"] = "x"
+    config["data"]["labels"] = "x"
     (copy / "config.json").write_text(json.dumps(config))
     refused("--labels must be one of fine, coarse, got 'x'", kd, copy, tmp_path)
 
@@ -187,6 +189,59 @@ def test_a_cache_on_a_full_disk_leaves_nothing(past, tmp_path, monkeypatch):
 
 def test_other_holdout(copy):
     refused("made with --holdout 0, this run with --holdout 0.1", seen_from, copy, "--holdout", 0.1)
+
+
+def test_pick_best_with_no_finished_run(copy):
+    args = parse("methods/kd", "--past", copy, "--pick", "best")
+    (copy / "summary.json").unlink()
+    refused("is not finished", Run.past, SimpleNamespace(args=args), TASKS["shapes"].load(args, torch.device("cpu")))
+
+
+def test_holdout_of_a_folder_that_has_grown(tmp_path):
+    """The new images move others in and out of the held-out part: what is evaluated on may have been trained on."""
+    def more(names):
+        for i in names:
+            for colour in ("red", "blue"):
+                path = tmp_path / "mine" / colour / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16), (200 if colour == "red" else i, 3 * i, 200 if colour == "blue" else i)).save(path)
+        datasets.read_folder.cache_clear()
+
+    argv = ["--task", "folder", "--data-dir", tmp_path / "mine", "--image-size", 16, "--model", "resnet8", "--batch-size", 4,
+            "--epochs", 1]
+    more(range(30))
+    plain, held = (run_script("baselines/scratch", *argv, "--seed", seed, "--results", tmp_path / "results", *options)
+                   for seed, options in ((100, ()), (101, ("--holdout", 0.2))))
+    seen_from(held, *argv, "--holdout", 0.2)
+    more(range(30, 40))
+    seen_from(plain, *argv)                                   # the test set's images stay where they are
+    refused("held out a part of other data.*run its command again on the data as they are now", seen_from, held, *argv,
+            "--holdout", 0.2)
+
+
+def test_a_run_of_another_data_set_has_seen_nothing_of_this_one(copy):
+    data = SimpleNamespace(fingerprint="another", train=SimpleNamespace(size=32))
+    PastRun(copy, SimpleNamespace(task="camvid", holdout=0.1), data)
+    refused("made with --holdout 0, this run", PastRun, copy, SimpleNamespace(task="shapes-seg", holdout=0.1), data)
+    config = json.loads((copy / "config.json").read_text())
+    config["args"]["holdout"] = 0.1
+    (copy / "config.json").write_text(json.dumps(config))
+    refused("held out a part of other data", PastRun, copy, SimpleNamespace(task="shapes-seg", holdout=0.1), data)
+    PastRun(copy, SimpleNamespace(task="camvid", holdout=0), data)
+
+
+def test_labels_are_inherited_as_the_data_had_them(tmp_path):
+    """members: makes superclasses the labels, though the argument says fine."""
+    folder = run_script("baselines/scratch", "--epochs", 1, "--seed", 100, "--subset", "members:3/4", "--results", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["args"]["labels"] == "fine" and config["data"]["labels"] == "coarse"
+    assert parse("methods/kd", "--past", folder).labels == "coarse"
+    assert seen_from(folder, "--labels", "coarse")[0].examples("loss").shape == (320,)
+    refused("recorded examples with coarse labels, this run has fine ones: use --labels coarse", seen_from(folder)[0].examples,
+            "loss")
+    del config["data"]["labels"]                              # as first versions did
+    (folder / "config.json").write_text(json.dumps(config))
+    assert parse("methods/kd", "--past", folder).labels == "coarse"
 
 
 def test_own_seed_warns_and_another_seed_does_not(past, tmp_path, capsys):

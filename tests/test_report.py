@@ -687,7 +687,7 @@ def test_search_of_another_score(tmp_path):
     report = run(tmp_path)
     assert report["score"] == "map50" and report["rows"][0]["delivered"]["mean"] == 0.5
     text = (tmp_path / "REPORT.md").read_text()
-    assert "**Delivered** is the held-out mAP (IoU .5) of" in text and "accuracy" not in text and "{" not in text
+    assert "**Delivered** is the mAP (IoU .5) of its best trial" in text and "accuracy" not in text and "{" not in text
 
 
 def test_a_study_of_several_scores_is_refused(study):

@@ -121,18 +121,20 @@ def test_overview_is_of_the_committed_reports(tmp_path):
         "run `python -m common.report results` and commit"
 
 
-def test_settings_are_those_that_the_tuning_chose():
-    rows = json.loads((ROOT / "results" / "cifar100-mini-tuning" / "tuning.json").read_text())["rows"]
+@pytest.mark.parametrize("name", [name for name in STUDIES if name.endswith("-tuning")])
+def test_settings_are_those_that_the_tuning_chose(name):
+    rows = json.loads((ROOT / "results" / name / "tuning.json").read_text())["rows"]
     tuned = {}
     for budget in sorted({row["budget"] for row in rows}):
         tried = [row for row in rows if row["budget"] == budget]
         assert all(row["accuracy"] is not None for row in tried)
         best = max(tried, key=lambda row: row["accuracy"])
         tuned[budget] = (best["lr"], best["weight_decay"])
-    settings = studies()["cifar100-mini"].settings
-    assert {budget: settings[budget] for budget in tuned} == tuned
-    most = max(tuned.values(), key=list(tuned.values()).count)
-    assert all(chosen == most for budget, chosen in settings.items() if budget not in tuned)    # those between them
+    settings = studies()[name.removesuffix("-tuning")].settings
+    assert {budget: settings.get(budget) for budget in tuned} == tuned
+    chosen = list(tuned.values())
+    most = [one for one in chosen if chosen.count(one) == max(map(chosen.count, chosen))]
+    assert all(one in most for budget, one in settings.items() if budget not in tuned)          # those between them
 
 
 def test_every_path_the_readme_links_exists():

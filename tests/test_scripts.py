@@ -18,7 +18,7 @@ from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, s
 from common import shapes
 from common.files import Refused
 from common.planning import plan
-from common.plans import studies
+from common.plans import SCENARIOS, studies
 from common.run import Run
 from common.tasks import TASKS
 
@@ -148,6 +148,11 @@ def elsewhere(tmp_path_factory, small):
     return folders
 
 
+# what the sentence of a refusal says there
+WHY = {"new classes": "predicts 10 fine classes of shapes, this run 20", "folds": "every past run has seen some",
+       "another model": "is a resnet20 for 20 fine classes of shapes, this run a resnet8"}
+
+
 @pytest.mark.parametrize("column, cell", [("new data", 2), ("new classes", 3), ("another model", 4)])
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if needs_past(script)])
 def test_readme_says_where_a_script_works(script, column, cell, elsewhere, tmp_path):
@@ -156,8 +161,22 @@ def test_readme_says_where_a_script_works(script, column, cell, elsewhere, tmp_p
     if said == "yes":
         assert (run_script(script, *argv) / "summary.json").exists()
     else:
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match=WHY["folds" if said == "folds" else column]):
             run_script(script, *argv)
+
+
+@pytest.mark.parametrize("scenario, cell", [("grow", 2), ("shift", 2), ("classes", 3), ("model", 4)])
+def test_plans_leave_out_what_the_readme_says_refuses(scenario, cell):
+    """A method that needs folds has them where the past runs' data are all of it, as the planner makes them."""
+    past, _, refuse = SCENARIOS[scenario]
+    said = {script: row[cell] for script, row in readme().items() if needs_past(script)}
+    assert refuse == {script for script, word in said.items() if word == "no" or word == "folds" and "--subset" in past}
+    assert set(said.values()) <= {"yes", "no", "folds"}
+
+
+def test_folds_of_another_model_do(folds, tmp_path):
+    assert (run_script("methods/rho_loss", "--epochs", 0.2, "--model", "resnet8x0.5", "--past", folds, "--results", tmp_path)
+            / "summary.json").exists()
 
 
 @pytest.mark.parametrize("script", NEUTRAL)

@@ -6,10 +6,12 @@ import shlex
 import pytest
 from conftest import SCRIPTS
 
-from common import study
+from common import planning, study
 from common.planning import plan
 from common.plans import VARIANTS, Runs, Study, dense_minis, studies
 from common.report import write_report
+from common.report.overview import write_overview
+from common.report.search import what_pays
 
 
 @pytest.fixture
@@ -97,6 +99,14 @@ def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_r
     assert all(f"--lr {r['budget'] / 10:g} " in r["command"] for r in made["runs"])
 
 
+def test_past_runs_of_another_task_do_not_get_the_study_s_settings():
+    small = Study("shapes", "resnet8", 1, settings={1: (0.7, 3e-4)}, runs=(Runs("baselines/warm_start", (1,), (0,)),),
+                  others={"trunks": (1, ("--task", "cifar100"))})
+    past, trunk = ({tuple(shlex.split(r["command"])[1:].count(word) for word in ("--lr", "--weight-decay"))
+                    for r in plan("demo", small)["past"] if r["folder"].startswith(kind)} for kind in ("past", "trunks"))
+    assert past == {(1, 1)} and trunk == {(0, 0)}
+
+
 def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     def run(lr, accuracy):
         folder = f"scratch/{lr}"
@@ -119,7 +129,7 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
 
 
-def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
+def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch, capsys):
     small = Study("shapes", "resnet8", 0.4, scenario="generations", recommend=False, past_seeds=(100,), generations=3, runs=(
         Runs("methods/kd", (1,), (0,)), Runs("baselines/scratch", (1,), (0,))))
     made = plan("demo", small)
@@ -131,6 +141,9 @@ def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
+    study.main(["--list"])
+    stages = capsys.readouterr().out.rstrip("\n").split("\n\n")          # past run and stage 1 together
+    assert [len(lines.splitlines()) for lines in stages] == [1 + 4, 1, 1] and "--tag g3" in stages[2]
     study.main(["--jobs", "2"])
     report = json.loads((tmp_path / "results/demo/report.json").read_text())
     first, second, third = (next(row for row in report["rows"] if row["method"] == f"kd-g{g}") for g in (1, 2, 3))
@@ -186,8 +199,47 @@ def test_regret_by_hand(tmp_path):
     assert rows["scratch"]["cost_over_scratch"]["mean"] == 1
     assert rows["reuse"]["delivered_over_scratch"]["mean"] == pytest.approx(0.1)
     assert "| `reuse` | 1 | 1/1 |" in text and "random searches of 3 trials" in text
+    assert rows["reuse"]["delivered_test"]["values"] == {} and "| unknown | missing |" in text      # no trial said
+    for name, value in (("b3", 0.55), ("a2", 0.5)):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary | {"final_test": {"accuracy": value}}))
+    write_report(tmp_path)
+    tested = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}["reuse"]
+    assert tested["delivered"]["mean"] == 0.6 and tested["delivered_test"]["mean"] == 0.55
+    assert tested["delivered_test_over_scratch"]["mean"] == pytest.approx(0.05)
     (tmp_path / "b3" / "summary.json").unlink()
-    assert "| not finished | `python b3` |" in write_report(tmp_path).read_text()
+    text = write_report(tmp_path).read_text()
+    assert "1 trials are missing" in text and "| not finished | `python b3` |" in text
+    (tmp_path / "b3" / "failed.json").write_text(json.dumps({"exit_code": 1, "message": "the loss became infinite"}))
+    (tmp_path / "b3" / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "flops": 7}) + "\n")
+    text = write_report(tmp_path).read_text()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert rows["reuse"]["seeds"] == 1 and rows["reuse"]["delivered"]["mean"] == 0.4      # b2's, whose settings are the best
+    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 7} and rows["reuse"]["regret"]["mean"] == 0
+    assert "1 trials failed and count as the worst" in text and "failed: the loss became infinite | `python b3`" in text
+    assert "1 trials are missing" not in text
+
+
+def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):
+    """The second of three trials diverges: the third goes on from the first and says so."""
+    small = Study("shapes", "resnet8", 1, scenario="tuning", recommend=False, trials=3, runs=(
+        Runs("baselines/scratch", (0.5,), (0,)), Runs("baselines/warm_start", (0.5,), (0,))))
+    monkeypatch.setattr(planning, "random_settings", lambda seed, trials: [(0.1, 5e-4), (1e30, 5e-4), (0.2, 5e-4)])
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        study.main(["--jobs", "2"])
+    made, root = plan("demo", small)["runs"], tmp_path / "results/demo"
+    third = root / made[4]["folder"]
+    summary = json.loads((third / "summary.json").read_text())
+    assert summary["past"] == [made[0]["folder"]] and 0 <= summary["final_test"]["accuracy"] <= 1
+    console = (third / "console.txt").read_text()
+    assert "--pick best leaves out past runs that failed or are not finished" in console and made[2]["folder"] in console
+    report = json.loads((root / "report.json").read_text())
+    assert {row["method"]: row["seeds"] for row in report["rows"]} == {"scratch": 1, "warm_start": 1}
+    assert len(report["failed"]) == 2 and not report["missing"]
+    assert all(row["delivered_test"]["mean"] is not None for row in report["rows"])
 
 
 def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path, monkeypatch):
@@ -198,6 +250,7 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
         ("scratch", "p1", 1, 0, 1), ("scratch", "p2", 1, 1000, 1), ("scratch", "p1", 0.5, 0, 1),
         ("warm_start", "p2", 0.5, 1000, 2)]
     assert ["--subset share:0.5" in r["command"] for r in made["runs"]] == [True, False, True, False]
+    assert ["--parts share:0.5" in r["command"] for r in made["runs"]] == [False, True, False, True]
     assert made["runs"][3]["command"].endswith("--past results/demo/" + made["runs"][2]["folder"])
     monkeypatch.setattr(study, "studies", lambda: {"demo": small})
     monkeypatch.setattr(study, "ROOT", tmp_path)
@@ -211,6 +264,8 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
     accuracy = [s["test"]["accuracy"] for s in (one, two, first, warm)]
     assert row["cost_over_scratch"]["mean"] == pytest.approx((flops[2] + flops[3]) / (flops[0] + flops[1]))
     assert row["after_portion"] == pytest.approx(accuracy[2:]) and not report["missing"]
+    last = json.loads((root / made["runs"][3]["folder"] / "summary.json").read_text())["train"]
+    assert [row["train_old"], row["train_new"]] == [last["correct_old"], last["correct_new"]] and None not in last.values()
     assert row["end_over_scratch"]["values"]["0"] == pytest.approx(accuracy[3] - accuracy[1])
     assert row["along_over_scratch"]["values"]["0"] == pytest.approx(sum(accuracy[2:]) / 2 - sum(accuracy[:2]) / 2)
     assert "| `warm_start` | 1/2 | 1/1 |" in (root / "REPORT.md").read_text()
@@ -236,3 +291,28 @@ def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path
         queue.make([{"folder": name, "command": "python methods/kd.py"} for name in ("begunFalse", "begunTrue", "new")])
         assert {name: words[1:] for name, words in asked.items()} == {
             "begunFalse": [], "begunTrue": ["--compile"], "new": ["--compile"] if compiled else []}
+
+
+def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):
+    def row(method, share, cost, gain):
+        cells = ({"mean": mean, "low": None if half is None else mean - half, "high": None if half is None else mean + half,
+                  "reason": None} for mean, half in (cost, gain))
+        return {"method": method, "budget": share} | dict(zip(("cost_over_scratch", "gain"), cells, strict=True))
+
+    report = {"missing": [], "rows": [
+        row("scratch", 1, (1, 0), (0, 0)), row("scratch", 0.5, (0.5, 0.02), (-0.02, 0.005)),
+        row("kd", 0.5, (0.7, 0.02), (0.01, 0.005)), row("warm_start", 0.5, (0.6, 0.02), (-0.002, 0.005)),
+        row("cheap", 0.25, (0.3, 0.02), (-0.002, 0.01)), row("dear", 0.5, (0.98, 0.05), (0.1, 0.01)),
+        row("once", 0.25, (0.2, None), (0.1, None))]}
+    said = what_pays(report, "gain", "along the way")
+    assert said == ("`warm_start` at budget 1/2: 0.60 [0.58, 0.62] of scratch's FLOPs, accuracy along the way −0.2 [−0.7, +0.3] "
+                    "points over scratch's")
+    assert "nothing established" in what_pays(report | {"rows": report["rows"][:2]}, "gain", "")
+    assert what_pays(report | {"missing": [{}]}, "gain", "") == "not yet: 1 runs are missing"
+    for name in ("x-mini", "demo-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({
+            "study": name, "task": "cifar100", "model": "resnet8", "scenario": "stream", "pays": said}))
+    text = write_overview(tmp_path).read_text()
+    assert f"- [x-mini](x-mini/REPORT.md), `resnet8` on `cifar100`, data arrive in portions: {said}." in text
+    assert "demo-x" not in text

@@ -1,11 +1,14 @@
 """torchvision's models as ours are called, and ours at another width."""
 import pytest
 import torch
-from conftest import run_script
+from conftest import parse, run_script
+from PIL import Image
 
 from common.files import Refused
 from common.models import build, model_name
+from common.past import PastRun
 from common.seeding import generator
+from common.tasks import TASKS
 from common.teachers import Teacher
 
 CPU = torch.device("cpu")
@@ -62,3 +65,21 @@ def test_a_torchvision_model_learns_from_our_resnet_and_starts_another(past, tmp
         assert folder.parts[-4] == "shapes-tv:mobilenet_v3_small" and (folder / "summary.json").exists()
     again = run_script("baselines/warm_start", *argv[:2], "--epochs", 0.2, "--past", folder, "--results", tmp_path)
     assert (again / "final.pt").exists()
+
+
+def test_a_transformer_has_its_own_image_size_and_no_stages(tmp_path):
+    for c in ("a", "b"):
+        (tmp_path / "mine" / c).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (32, 32), (200 if c == "a" else i, 3 * i, i)).save(tmp_path / "mine" / c / f"{i}.png")
+    argv = ["--task", "folder", "--data-dir", tmp_path / "mine", "--model", "tv:vit_b_32", "--batch-size", 4, "--epochs", 0.2]
+    folder = run_script("baselines/scratch", *argv, "--image-size", 32, "--seed", 100, "--results", tmp_path / "r")
+    args = parse("baselines/warm_start", *argv, "--image-size", 64, "--past", folder)
+    data = TASKS["folder"].load(args, CPU)
+    past, said = PastRun(folder, args, data), "for images only of 32 pixels, and this run's have 64: use --image-size 32"
+    with pytest.raises(Refused, match=said):
+        past.model(CPU)
+    with pytest.raises(Refused, match=said):
+        past.weights(TASKS["folder"].build(args, data))
+    with pytest.raises(Refused, match="tv:vit_b_32 has . feature maps on images of 64 pixels, and two or more are needed"):
+        TASKS["folder"].build(args, data)(torch.zeros(1, 3, 64, 64), features=True)

@@ -9,7 +9,8 @@ from common.report.words import budget, distinct, goal, percent, points, regime,
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
          "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights"}
 SITUATIONS = {"same": "nothing is new", "grow": "data has grown", "classes": "classes were added", "shift": "members were added",
-              "model": "another architecture", "tuning": "a search", "generations": "a chain of runs"}
+              "model": "another architecture", "tuning": "a search", "generations": "a chain of runs",
+              "stream": "data arrive in portions"}
 
 
 def answer(report: Mapping, kind: str) -> str:
@@ -30,8 +31,8 @@ def answer(report: Mapping, kind: str) -> str:
     return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
 
 
-def overview(reports: Sequence[Mapping]) -> str:
-    """The page; the same reports give the same text."""
+def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> str:
+    """The page; the same reports give the same text. `sequences` are those of streams and of searches."""
     lines = []
     for report in reports:
         lines.append([f"[{report['study']}]({report['study']}/REPORT.md)", SITUATIONS.get(report["scenario"], report["scenario"]),
@@ -45,12 +46,20 @@ def overview(reports: Sequence[Mapping]) -> str:
             if not report["blocked"] else f"## {report['study']}\n\n{report['blocked']}" for report in reports]
     return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "
             "rule that stands in its report. What is discussed by hand stands in [FINDINGS.md](FINDINGS.md).\n\n"
-            + table(head, lines, text=head) + "\n\n" + "\n\n".join(said) + "\n")
+            + table(head, lines, text=head) + "\n\n" + "\n\n".join([*said, *whole(sequences)]) + "\n")
+
+
+def whole(sequences: Sequence[Mapping]) -> list[str]:
+    """What is said of sequences of runs whose cost and score count as a whole, a line each."""
+    lines = [f"- [{report['study']}]({report['study']}/REPORT.md), `{report['model']}` on `{report['task']}`, "
+             f"{SITUATIONS[report['scenario']]}: {report['pays']}." for report in sequences]
+    return ["## Whole sequences\n\n" + "\n".join(lines)] if lines else []
 
 
 def write_overview(root: Path) -> Path:
     """Reads report.json of every study below `root`, writes REPORT.md there."""
     reports = [read_json(path) for path in sorted(root.glob("*/report.json"))]
-    write_atomic(root / "REPORT.md", overview([report for report in reports if "recommendations" in report
-                                               and report["study"].partition("-")[0] != "demo"]))
+    real = [report for report in reports if report["study"].partition("-")[0] != "demo"]
+    write_atomic(root / "REPORT.md", overview([report for report in real if "recommendations" in report],
+                                              [report for report in real if "pays" in report]))
     return root / "REPORT.md"

@@ -1,8 +1,9 @@
 """The report of random searches in which each trial reuses the best one so far: cost, delivered accuracy, regret."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.files import read_json, write_atomic, write_json
+from common.log import read_rows
 from common.report import scores
 from common.report.markdown import table
 from common.report.origin import provenance
@@ -14,17 +15,32 @@ RULES = """\
 - A **search** draws learning rate and weight decay at random, the same settings in the same order for all methods of a seed, and
   evaluates on held-out training examples. Its first trial is from scratch; each later one reuses the best trial before it.
 - **Cost** is that of all of its trials, in FLOPs of training and preparation.
-- **Delivered** is the held-out {noun} of its best trial, the model that one would take.
+- **Delivered** is the {noun} of its best trial, the model that one would take: on the held-out examples that chose it, which
+  flatters every search, and on the test set, which chose nothing and was looked at once, after that trial's training.
+- A trial that **failed** counts as the worst, with a {noun} of 0 and the FLOPs it had logged.
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
   of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are.
 - Scratch's search is the one at its **largest budget**, what one would do without reuse.
+- What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} on the test set, over that of
+  scratch's search, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while trials are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
+LOSS = -0.01                                                  # of score, that a cheaper sequence of runs may bring
 
 
 def read_trial(folder: Path) -> dict | None:
-    """A finished run, with its FLOPs."""
+    """A finished run, with its FLOPs and, where the test set did not choose, its score there; None if it is not finished."""
     run = read_finished(folder)
-    return run and run | {"flops": sum(run["summary"]["flops"].values())}
+    return run and run | {"flops": sum(run["summary"]["flops"].values()),
+                          "final": run["summary"].get("final_test", {}).get(run["score"])}
+
+
+def read_or_failed(folder: Path) -> dict | None:
+    """The same of a trial; one that failed has a score of 0."""
+    run = read_trial(folder)
+    if run or not (folder / "failed.json").exists():
+        return run
+    logged = read_rows(folder)
+    return {"config": None, "score": None, "test": 0.0, "final": 0.0, "flops": logged[-1]["flops"] if logged else 0}
 
 
 def state(folder: Path) -> str:
@@ -37,6 +53,7 @@ def one_search(trials: list[dict], scratch: list[dict]) -> dict:
     """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
     chosen = max(range(len(trials)), key=lambda i: trials[i]["test"])
     return {"flops": sum(trial["flops"] for trial in trials), "delivered": trials[chosen]["test"], "chosen": chosen,
+            "delivered_test": trials[chosen]["final"],
             "regret": max(trial["test"] for trial in scratch) - scratch[chosen]["test"]}
 
 
@@ -51,7 +68,7 @@ def interval(values: Mapping[int, float]) -> dict:
 
 def aggregate(root: Path, plan: Mapping) -> dict:
     """report.json: one row per method and budget."""
-    read = {folder: read_trial(root / folder) for search in plan["searches"] for folder in search["trials"]}
+    read = {folder: read_or_failed(root / folder) for search in plan["searches"] for folder in search["trials"]}
     groups: dict[tuple, dict[int, list]] = {}
     for search in plan["searches"]:
         groups.setdefault((search["method"], search["budget"]), {})[search["seed"]] = [read[f] for f in search["trials"]]
@@ -66,13 +83,39 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                      "cost_over_scratch": interval({seed: done[seed]["flops"] / other[seed]["flops"] for seed in done}),
                      "delivered": interval({seed: one["delivered"] for seed, one in done.items()}),
                      "delivered_over_scratch": interval({s: done[s]["delivered"] - other[s]["delivered"] for s in done}),
+                     "delivered_test": interval({s: one["delivered_test"] for s, one in done.items() if tested(one)}),
+                     "delivered_test_over_scratch": interval({
+                         s: done[s]["delivered_test"] - other[s]["delivered_test"] for s in done
+                         if tested(done[s]) and tested(other[s])}),
                      "regret": interval({seed: one["regret"] for seed, one in done.items()}),
-                     "provenance": provenance([trial for seed in done for trial in searches[seed]])})
-    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-            "score": one_score(root, read), "rows": rows,
-            "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
-            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
-                        if read.get(run["folder"]) is None]}
+                     "provenance": provenance([trial for seed in done for trial in searches[seed] if trial["config"]])})
+    report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+              "score": one_score(root, read), "rows": rows,
+              "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
+              "failed": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                         if read.get(run["folder"]) and read[run["folder"]]["config"] is None],
+              "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                          if read.get(run["folder"]) is None]}
+    return report | {"pays": what_pays(report, "delivered_test_over_scratch", "on the test set")}
+
+
+def what_pays(report: Mapping, gain: str, where: str) -> str:
+    """By the rule of searches and of streams, one clause with its numbers; `gain` is the row's cell of scores over scratch's."""
+    if report["missing"]:
+        return f"not yet: {len(report['missing'])} runs are missing"
+    rows = [row for row in report["rows"] if row["cost_over_scratch"]["high"] is not None and row["cost_over_scratch"]["high"] < 1
+            and row[gain]["low"] is not None and row[gain]["low"] > LOSS]
+    if not rows:
+        return "nothing established: no row is cheaper than scratch's at no loss of a point"
+    best = min(rows, key=lambda row: row["cost_over_scratch"]["mean"])
+    cost = best["cost_over_scratch"]
+    return (f"`{best['method']}` at budget {budget(best['budget'])}: {cost['mean']:.2f} [{cost['low']:.2f}, {cost['high']:.2f}] "
+            f"of scratch's FLOPs, {terms(report).noun} {where} {point_interval(best[gain])} points over scratch's")
+
+
+def tested(search: Mapping) -> bool:
+    """Whether its chosen trial said how good it is on the test set; those of first versions did not."""
+    return search["delivered_test"] is not None
 
 
 def missing(report: Mapping, runs: str, whole: str) -> tuple[str, str]:
@@ -80,8 +123,12 @@ def missing(report: Mapping, runs: str, whole: str) -> tuple[str, str]:
     gone = report["missing"]
     if not gone:
         return "", ""
-    rows = table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in gone], text=("Command",))
-    return f" {len(gone)} {runs} are missing, and no {whole} that lacks one is counted.", f"\n\n## Missing {runs}\n\n{rows}"
+    return (f" {len(gone)} {runs} are missing, and no {whole} that lacks one is counted.",
+            f"\n\n## Missing {runs}\n\n{commands(gone)}")
+
+
+def commands(runs: Sequence[Mapping]) -> str:
+    return table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in runs], text=("Command",))
 
 
 def markdown(report: Mapping) -> str:
@@ -93,15 +140,21 @@ def markdown(report: Mapping) -> str:
         over = row["cost_over_scratch"]["mean"]
         lines.append([f"`{row['method']}`", budget(row["budget"]), f"{row['seeds']}/{row['planned']}",
                       significant(None if cost is None else cost / TERA), "–" if over is None else f"{over:.2f}",
-                      percent(delivered), point_interval(row["delivered_over_scratch"]), point_interval(row["regret"])])
+                      percent(delivered), point_interval(row["delivered_over_scratch"]),
+                      percent(row["delivered_test"]["mean"]), point_interval(row["delivered_test_over_scratch"]),
+                      point_interval(row["regret"])])
     text = table(["Method", "Budget of a trial", "Seeds", "TFLOP of the search", "over scratch's", "Delivered %, held out",
-                  "over scratch's, points", "Regret, points"], lines)
+                  "over scratch's, points", "Delivered %, test set", "over scratch's there, points", "Regret, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
     gone, section = missing(report, "trials", "search")
     text += section
+    if report["failed"]:
+        gone += f" {len(report['failed'])} trials failed and count as the worst."
+        text += f"\n\n## Failed trials\n\n{commands(report['failed'])}"
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
-            f"each.{gone}\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
+            f"each.{gone}\n\nWhat pays: {report['pays']}.\n\n{text}"
+            f"\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
 
 
 def write_search(root: Path, plan: Mapping) -> Path:

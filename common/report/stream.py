@@ -7,7 +7,7 @@ from common.report import scores
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score
-from common.report.search import TERA, interval, missing, read_trial, state
+from common.report.search import TERA, interval, missing, read_trial, state, what_pays
 from common.report.words import budget, percent, point_interval, significant, terms
 
 RULES = """\
@@ -17,6 +17,9 @@ RULES = """\
 - Scratch's stream makes every run from scratch. Others are compared with it at its **largest budget**, what one would do
   without reuse.
 - **Along the way** is the mean {noun} over the runs of the stream, **at the end** that of the last.
+- **Old / new**: the last run's {train} on the portions that were there before, and on the one that came last.
+- What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} along the way, over that of
+  scratch's, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while runs are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's stream of the same seed."""
 
 
@@ -40,15 +43,23 @@ def aggregate(root: Path, plan: Mapping) -> dict:
             "cost_over_scratch": interval({seed: cost(runs) / cost(scratch[seed]) for seed, runs in done.items()}),
             "after_portion": [scores.mean([runs[k]["test"] for runs in done.values()]) for k in range(plan_length(plan))],
             "along_over_scratch": over(along), "end_over_scratch": over(lambda runs: runs[-1]["test"]),
+            "train_old": apart(done, "correct_old"), "train_new": apart(done, "correct_new"),
             "provenance": provenance([run for runs in done.values() for run in runs])})
-    return {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-            "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
-            "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
-                        if read.get(run["folder"]) is None]}
+    report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
+              "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
+              "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
+                          if read.get(run["folder"]) is None]}
+    return report | {"pays": what_pays(report, "along_over_scratch", "along the way")}
 
 
 def plan_length(plan: Mapping) -> int:
     return max(len(stream["runs"]) for stream in plan["streams"])
+
+
+def apart(streams: Mapping[int, list[dict]], name: str) -> float | None:
+    """Mean over the streams of what their last runs say of a part of their training examples; None where one does not."""
+    found = [runs[-1]["summary"].get("train", {}).get(name) for runs in streams.values()]
+    return None if None in found else scores.mean(found)
 
 
 def cost(runs: list[dict]) -> float:
@@ -60,7 +71,7 @@ def along(runs: list[dict]) -> float:
 
 
 def markdown(report: Mapping) -> str:
-    noun, portions = terms(report).noun, report["portions"]
+    noun, train, portions = terms(report).noun, terms(report).train, report["portions"]
 
     def best_first(row):
         gain = row["along_over_scratch"]["mean"]
@@ -75,9 +86,11 @@ def markdown(report: Mapping) -> str:
         flops, over = row["cost"]["mean"], row["cost_over_scratch"]["mean"]
         lines.append([f"`{row['method']}`", budget(row["budget"]), f"{row['seeds']}/{row['planned']}",
                       significant(None if flops is None else flops / TERA), "–" if over is None else f"{over:.2f}",
-                      point_interval(row["along_over_scratch"]), point_interval(row["end_over_scratch"])])
+                      point_interval(row["along_over_scratch"]), point_interval(row["end_over_scratch"]),
+                      f"{percent(row['train_old'])} / {percent(row['train_new'])}"])
     text = table(["Method", "Budget of a run", "Seeds", "TFLOP of the stream", "over scratch's",
-                  "Along the way, points over scratch's", "At the end, points over scratch's"], lines)
+                  "Along the way, points over scratch's", "At the end, points over scratch's",
+                  f"{train.capitalize()} % at the end, old / new"], lines)
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
     text += f"\n\n## Test {noun} % after each portion\n\n" + table(
         ["Method", "Budget", *(f"{k}/{portions}" for k in range(1, portions + 1))],
@@ -85,7 +98,8 @@ def markdown(report: Mapping) -> str:
     gone, section = missing(report, "runs", "stream")
     text += section
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: data that arrive in {portions} portions.{gone}"
-            f"\n\n{text}\n\n## How the numbers are made\n\n{RULES.format(noun=noun)}\n")
+            f"\n\nWhat pays: {report['pays']}.\n\n{text}"
+            f"\n\n## How the numbers are made\n\n{RULES.format(noun=noun, train=train)}\n")
 
 
 def write_stream(root: Path, plan: Mapping) -> Path:
