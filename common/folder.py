@@ -1,4 +1,5 @@
 """A run's folder: one process in it at a time, and only the run that it belongs to."""
+import math
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ from common import ranks
 from common.args import PLACE, recorded
 from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
+from common.tasks import TASKS
 
 
 def describe(args, name: str, past_names: list[str], device: torch.device) -> dict:
@@ -92,3 +94,23 @@ def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
     if slim:
         weights = {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
     write_torch(path, weights)
+
+
+def summary(run, model: nn.Module, counted: float) -> dict:
+    """summary.json of a finished `common.run.Run`.
+
+    Under --holdout `final_test` is the score of the model that is left on the test set, which has chosen nothing: looked at once.
+    """
+    last = {kind: {k.partition("/")[2]: v for k, v in run.rows[-1].items() if k.startswith(kind + "/")}
+            for kind in ("test", "train")}
+    if run.data.final:                                        # None without --holdout, empty where no class has a test image
+        found = TASKS[run.args.task].evaluate(model, run.data.final)
+        last["final_test"] = {name.partition("/")[2]: value for name, value in found.items() if math.isfinite(value)}
+    return {**{name: getattr(run.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
+            "steps": run.steps, "examples": run.examples, **last,
+            "seconds": {"counted": counted, "preparation": sum(run.clock.preparation_seconds.values()),
+                        "untimed": run.clock.untimed_seconds},
+            "flops": run.clock.flops, "past": [past.name for past in run.past_runs if past.reused],
+            "reused": sorted(set().union(*(past.reused for past in run.past_runs))),
+            "past_bytes": sum(sum(past.kept.values()) for past in run.past_runs),
+            "parameters": sum(p.numel() for p in model.parameters())}

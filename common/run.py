@@ -240,7 +240,7 @@ class Run:
             if picture := TASKS[self.args.task].picture:
                 write_picture(self.folder / "pictures.png", picture(model, self.data.test))
                 self.board.picture(self.folder / "pictures.png", self.rows[-1])
-            summary = self._summary(model, counted) | self._final_test(model)
+            summary = folder.summary(self, model, counted)
             write_json(self.folder / "summary.json", summary)
         self._close()
         ranks.end()
@@ -249,22 +249,3 @@ class Run:
         scores = ", ".join(f"test {name} {value:.4f}" for name, value in summary["test"].items())
         print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
               f"{sum(self.clock.flops.values()):.3g} FLOPs")
-
-    def _final_test(self, model: nn.Module) -> dict:
-        """Under --holdout the score of the model that is left on the test set, which has chosen nothing; looked at once."""
-        if not self.data.final:                               # without --holdout, or where the classes in use have no test image
-            return {}
-        found = TASKS[self.args.task].evaluate(model, self.data.final)
-        return {"final_test": {name.partition("/")[2]: value for name, value in found.items() if math.isfinite(value)}}
-
-    def _summary(self, model: nn.Module, counted: float) -> dict:
-        last = {kind: {k.partition("/")[2]: v for k, v in self.rows[-1].items() if k.startswith(kind + "/")}
-                for kind in ("test", "train")}
-        return {**{name: getattr(self.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
-                "steps": self.steps, "examples": self.examples, **last,
-                "seconds": {"counted": counted, "preparation": sum(self.clock.preparation_seconds.values()),
-                            "untimed": self.clock.untimed_seconds},
-                "flops": self.clock.flops, "past": [past.name for past in self.past_runs if past.reused],
-                "reused": sorted(set().union(*(past.reused for past in self.past_runs))),
-                "past_bytes": sum(sum(past.kept.values()) for past in self.past_runs),
-                "parameters": sum(p.numel() for p in model.parameters())}
