@@ -220,6 +220,9 @@ def studies() -> dict[str, Study]:
             Runs("baselines/scratch", (0.25, 0.5), THREE),
             *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",
                                                           "methods/kd", "methods/loss_replay")))),
+        "tuning-mini": Study("cifar100", "resnet8", 8, scenario="tuning", trials=6, runs=(
+            Runs("baselines/scratch", (0.5, 1), THREE),
+            *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/kd")))),
         "classes-mini": Study(
             "cifar100", "resnet8", 8, scenario="classes", settings=BETWEEN, past_options=("--subset", "classes:80"),
             options=("--parts", "classes:80"), runs=(
