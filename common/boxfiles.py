@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import shapes
 from common.detection import LEAST
 from common.files import Refused, lock
-from common.imagefiles import files_below, readable
+from common.imagefiles import eight_bits, files_below, readable
 
 BCCD = ("RBC", "WBC", "Platelets")
 VOC = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -67,7 +67,7 @@ def read_voc(folder: Path, image_set: str, classes: Sequence[str], size: tuple[i
             path = photos.get(name, folder / "JPEGImages" / name)
             with Image.open(path) as image:
                 scale = np.array(size[::-1]) / image.size     # x, y; the file's own size element can be wrong
-                images[n] = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+                images[n] = eight_bits(image).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
         except Exception as error:                            # a damaged image can raise anything
             bad.append(f"    {path}: {type(error).__name__}: {error}")
             continue

@@ -14,7 +14,6 @@ from common import ranks
 from common.args import PLACE, recorded
 from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
-from common.tasks import TASKS
 
 
 def describe(args, name: str, past_names: list[str], device: torch.device) -> dict:
@@ -81,7 +80,7 @@ def read_last(path: Path, where: dict, force: bool) -> dict:
     except Exception as error:                                # a damaged zip can raise anything
         raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
     for name, value in where.items():
-        if begun.get(name) != value and (not force or name in ("ranks", "data")):
+        if begun.get(name, value) != value and (not force or name in ("ranks", "data")):
             raise Refused(f"{path.parent} was begun with {name} {begun.get(name)}, here it is {value}: the result would "
                           "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads)" + (
                               "." if force else ", or, but for ranks and data, add --force."))
@@ -96,16 +95,15 @@ def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
     write_torch(path, weights)
 
 
-def summary(run, model: nn.Module, counted: float) -> dict:
+def summary(run, model: nn.Module, counted: float, final_test: dict) -> dict:
     """summary.json of a finished `common.run.Run`.
 
-    Under --holdout `final_test` is the score of the model that is left on the test set, which has chosen nothing: looked at once.
+    final_test, under --holdout: the score of the model that is left on the test set, which has chosen nothing.
     """
     last = {kind: {k.partition("/")[2]: v for k, v in run.rows[-1].items() if k.startswith(kind + "/")}
             for kind in ("test", "train")}
-    if run.data.final:                                        # None without --holdout, empty where no class has a test image
-        found = TASKS[run.args.task].evaluate(model, run.data.final)
-        last["final_test"] = {name.partition("/")[2]: value for name, value in found.items() if math.isfinite(value)}
+    if final_test:
+        last["final_test"] = {name.partition("/")[2]: value for name, value in final_test.items() if math.isfinite(value)}
     return {**{name: getattr(run.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
             "steps": run.steps, "examples": run.examples, **last,
             "seconds": {"counted": counted, "preparation": sum(run.clock.preparation_seconds.values()),

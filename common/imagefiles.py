@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common.files import Refused, lock, read_json, reserve, unwritable, write_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")      # torchvision's ImageFolder's
+DECODER = 2                                                   # what files decoded by earlier versions are told from
 NAMED = 10                                                    # unreadable files that a message names
 
 
@@ -67,7 +68,7 @@ def decoded(files: Sequence[Path], size: int, root: Path, cache: Path) -> tuple[
     """
     names = [str(path.relative_to(root)) for path in files]
     stat = [(name, (s := path.stat()).st_size, s.st_mtime_ns) for name, path in zip(names, files, strict=True)]
-    key = hashlib.sha256(json.dumps([size, stat]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([DECODER, size, stat]).encode()).hexdigest()[:16]
     folder = cache / ".decoded" if os.access(cache, os.W_OK) else Path.home() / ".cache" / "encore"
     path, said = folder / f"{key}.npy", folder / f"{key}.json"
     with lock(folder / f"{key}.lock", wait=True):             # one process makes it, the others wait

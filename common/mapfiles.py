@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common import shapes
 from common.files import Refused, lock
-from common.imagefiles import files_below, readable
+from common.imagefiles import eight_bits, files_below, readable
 from common.splits import VOID
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
@@ -34,7 +34,7 @@ def resized(pairs: Sequence[tuple[Path, Path]], size: tuple[int, int], void: int
                 if image.size != label.size:
                     raise ValueError(f"its label map is {label.size[0]} x {label.size[1]} pixels, the image {image.size[0]} x "
                                      f"{image.size[1]}")
-                images[n] = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+                images[n] = eight_bits(image).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
                 found = np.asarray(label.resize(size[::-1], Image.Resampling.NEAREST))
             if found.ndim != 2:
                 raise ValueError(f"{labels.name} has several numbers a pixel (mode {label.mode}), expected one")

@@ -26,7 +26,11 @@ def begin(device: str) -> torch.device:
     """Joins the other ranks where torchrun has started this process; returns its device."""
     found = device_of(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        except RuntimeError as error:
+            raise Refused(f"the ranks did not find each other ({str(error).splitlines()[0][:120]}): where machines have several "
+                          "networks, name theirs in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (eth0, ib0).") from None
     return found
 
 

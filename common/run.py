@@ -171,6 +171,7 @@ class Run:
         if number:
             with self.untimed("checkpoint"):
                 self._save(self.epoch)
+                ranks.wait()                                  # torchrun kills what is left when one has ended
             self._close()
             if self.writes:
                 print(f"stopped by {signal.Signals(number).name} after {self.steps} steps; the same command goes on from there.",
@@ -230,6 +231,8 @@ class Run:
         if not self.steps:
             raise Refused(f"{self.folder} has not made a step: what its epochs kept does not fill one batch of --batch-size "
                           f"{self.args.batch_size}. Keep more, or lower it.")
+        with self.untimed("eval"):                            # under --holdout, where a class in use has a test image
+            final_test = TASKS[self.args.task].evaluate(model, self.data.final) if self.writes and self.data.final else {}
         with self.untimed("checkpoint"):
             counted = ranks.largest(self.clock.counted())
             if not self.writes:
@@ -240,7 +243,7 @@ class Run:
             if picture := TASKS[self.args.task].picture:
                 write_picture(self.folder / "pictures.png", picture(model, self.data.test))
                 self.board.picture(self.folder / "pictures.png", self.rows[-1])
-            summary = folder.summary(self, model, counted)
+            summary = folder.summary(self, model, counted, final_test)
             write_json(self.folder / "summary.json", summary)
         self._close()
         ranks.end()

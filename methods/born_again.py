@@ -60,7 +60,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     teacher = run.past(data)[0].model(run.device, every_class=True)     # frozen, eval mode
-    noise = torch.zeros(data.examples, len(data.classes), device=run.device)        # [N, C] whose order permutes, anew each epoch
+    noise = torch.zeros(args.batch_size // ranks.world(), len(data.classes), device=run.device)
 
     def distil(model, batch):                                 # one loss per example, and its named parts
         with torch.no_grad():
@@ -70,14 +70,15 @@ def main(args):
         if args.term == "cwtm":
             term = confidence_weighted(hard, p)
         else:
-            term = soft_cross_entropy(output, permuted(p, noise[batch.index]) if args.term == "dkpp" else p)
+            term = soft_cross_entropy(output, permuted(p, noise) if args.term == "dkpp" else p)
         return args.hard * hard + args.alpha * term, {"kd": term} | task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
-        if args.term == "dkpp":
-            noise.copy_(torch.rand(noise.shape, generator=generator(args.seed, "permute", epoch)))
         for progress, batch in train_batches(data.train, run, epoch):
+            if args.term == "dkpp":
+                drawn = torch.rand(args.batch_size, len(data.classes), generator=generator(args.seed, "permute", run.steps))
+                noise.copy_(ranks.own(drawn))
             step(batch, distil, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

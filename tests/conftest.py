@@ -15,6 +15,7 @@ import torch
 
 from common import shapes
 from common.plans import FOLDS
+from common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in (ROOT / folder).glob("*.py"))
@@ -47,12 +48,19 @@ def run_script(script: str, *argv) -> Path:
     return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
 
 
-def fork_script(script: str, *argv, console: Path | None = None) -> int:
-    """Starts it in a child process; returns the process id."""
+def fork_script(script: str, *argv, console: Path | None = None, killed_after: int | None = None) -> int:
+    """Starts it in a child process, which SIGKILL ends within the epoch after so many rows; returns the process id."""
     process = os.fork()
     if process == 0:
-        code = 1
+        code, count = 1, Run.count
+
+        def count_and_die(run, *what):
+            count(run, *what)
+            if len(run.rows) >= killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         try:
+            Run.count = count_and_die if killed_after else count
             if console:
                 sys.stdout = sys.stderr = open(console, "w")
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, call_main, fork_script, needs_past, parse, rows, run_script, same_weights, wait_for
+from conftest import SCRIPTS, call_main, fork_script, needs_past, parse, rows, run_script, same_weights
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import end, start
@@ -106,11 +106,8 @@ def test_new_and_old_boxes_are_scored_apart_in_training(tmp_path):
 def test_a_killed_run_goes_on_bit_for_bit(task, script, pasts, tmp_path):
     argv = ["--task", task, "--subset", "half", "--epochs", 2.5, "--batch-size", 24, "--seed", 1, *pasts(task, script)]
     calm = run_script(script, *argv, "--results", tmp_path / "calm")
-    process = fork_script(script, *argv, "--results", tmp_path / "killed")
-    metrics = tmp_path / "killed" / calm.relative_to(tmp_path / "calm") / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    process = fork_script(script, *argv, "--results", tmp_path / "killed", killed_after=2)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     killed = run_script(script, *argv, "--results", tmp_path / "killed")
     assert same_weights(calm, killed) and rows(calm) == rows(killed)
 

@@ -127,8 +127,8 @@ def test_settings_are_those_that_the_tuning_chose(name):
     tuned = {}
     for budget in sorted({row["budget"] for row in rows}):
         tried = [row for row in rows if row["budget"] == budget]
-        assert all(row["accuracy"] is not None for row in tried)
-        best = max(tried, key=lambda row: row["accuracy"])
+        assert all(row["accuracy"] is not None or row["failed"] for row in tried)       # a rate too high is a result
+        best = max((row for row in tried if row["accuracy"] is not None), key=lambda row: row["accuracy"])
         tuned[budget] = (best["lr"], best["weight_decay"])
     settings = studies()[name.removesuffix("-tuning")].settings
     assert {budget: settings.get(budget) for budget in tuned} == tuned

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights, wait_for
+from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights
 
 from common import shapes
 from common.files import Refused
@@ -201,11 +201,8 @@ def test_killed_twice_equals_undisturbed(script, reuse, tmp_path):
     argv = ["--epochs", 3.5, "--subset", "share:0.9", "--seed", 1, *reuse(script)]     # 288 = 9 batches of 32
     argv += ["--batch-size", 40, "--lr", 0.2, "--weight-decay", 5e-4]       # 7.2 batches: some go first in the next epoch
     calm = run_script(script, *argv, "--results", tmp_path / "calm")
-    for rows_to_wait_for in (2, 3):
-        process = fork_script(script, *argv, "--results", tmp_path / "killed")
-        metrics = tmp_path / "killed" / calm.relative_to(tmp_path / "calm") / "metrics.jsonl"
-        wait_for(lambda n=rows_to_wait_for, m=metrics: m.exists() and len(m.read_text().splitlines()) >= n)
-        os.kill(process, signal.SIGKILL)
+    for rows_before in (2, 3):
+        process = fork_script(script, *argv, "--results", tmp_path / "killed", killed_after=rows_before)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     killed = run_script(script, *argv, "--results", tmp_path / "killed")
     assert same_weights(calm, killed) and rows(calm) == rows(killed)

@@ -215,9 +215,12 @@ def test_regret_by_hand(tmp_path):
     text = write_report(tmp_path).read_text()
     rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     assert rows["reuse"]["seeds"] == 1 and rows["reuse"]["delivered"]["mean"] == 0.4      # b2's, whose settings are the best
-    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 7} and rows["reuse"]["regret"]["mean"] == 0
+    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 100} and rows["reuse"]["regret"]["mean"] == 0
     assert "1 trials failed and count as the worst" in text and "failed: the loss became infinite | `python b3`" in text
     assert "1 trials are missing" not in text
+    (tmp_path / "a1" / "summary.json").rename(tmp_path / "a1" / "failed.json")            # nothing there to reuse
+    write_report(tmp_path)
+    assert {row["seeds"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]} == {0}
 
 
 def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):

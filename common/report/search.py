@@ -17,7 +17,8 @@ RULES = """\
 - **Cost** is that of all of its trials, in FLOPs of training and preparation.
 - **Delivered** is the {noun} of its best trial, the model that one would take: on the held-out examples that chose it, which
   flatters every search, and on the test set, which chose nothing and was looked at once, after that trial's training.
-- A trial that **failed** counts as the worst, with a {noun} of 0 and the FLOPs it had logged.
+- A trial that **failed** counts as the worst, with a {noun} of 0, and costs what scratch's trial with the same settings cost, or
+  what it had logged where that is more. A search whose first trial failed has nothing to reuse and is left out.
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
   of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are.
 - Scratch's search is the one at its **largest budget**, what one would do without reuse.
@@ -52,7 +53,9 @@ def state(folder: Path) -> str:
 def one_search(trials: list[dict], scratch: list[dict]) -> dict:
     """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
     chosen = max(range(len(trials)), key=lambda i: trials[i]["test"])
-    return {"flops": sum(trial["flops"] for trial in trials), "delivered": trials[chosen]["test"], "chosen": chosen,
+    cost = [trial["flops"] if trial["config"] else max(trial["flops"], other["flops"])
+            for trial, other in zip(trials, scratch, strict=True)]
+    return {"flops": sum(cost), "delivered": trials[chosen]["test"], "chosen": chosen,
             "delivered_test": trials[chosen]["final"],
             "regret": max(trial["test"] for trial in scratch) - scratch[chosen]["test"]}
 
@@ -76,7 +79,7 @@ def aggregate(root: Path, plan: Mapping) -> dict:
     for (method, share), searches in groups.items():
         scratch = groups.get(max((key for key in groups if key[0] == "scratch"), default=None), {})
         done = {seed: one_search(trials, scratch[seed]) for seed, trials in searches.items()
-                if seed in scratch and None not in trials and None not in scratch[seed]}
+                if seed in scratch and None not in trials and None not in scratch[seed] and trials[0]["config"]}
         other = {seed: one_search(scratch[seed], scratch[seed]) for seed in done}
         rows.append({"method": method, "budget": share, "seeds": len(done), "planned": len(searches),
                      "cost": {str(seed): one["flops"] for seed, one in done.items()},

@@ -17,6 +17,7 @@ def write_table(root: Path, plan: dict) -> Path:
         rows.append({"budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
                      "accuracy": done["test"] if done else None,
+                     **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
                      "loss": summary["test"].get("loss") if done else None,
                      "train_accuracy": summary["train"]["correct"] if done else None,
                      "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
@@ -43,7 +44,8 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
                   "|---|---|---|---|---|"]
         for row in mine:
             if row["accuracy"] is None:
-                lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | not finished | | |")
+                state = "failed" if row.get("failed") else "not finished"
+                lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {state} | | |")
                 continue
             mark = "**" if row["accuracy"] == best else ""
             lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {mark}{100 * row['accuracy']:.2f}{mark} | "

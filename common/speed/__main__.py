@@ -95,7 +95,7 @@ def measure_steps(options: list[str], folder: str, scripts: list[str], turns: in
     def run(script, name, *more):
         module = importlib.import_module(script.replace("/", "."))
         args = module.parser().parse_args([*options, "--holdout", "0.1", "--results", f"{folder}/{name}", *more])
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):     # evaluates on the few held out: seconds saved
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):     # evaluated on the few held out: seconds saved
             module.main(args)
         bar.update()
         rows = read_rows(next(Path(folder, name).rglob("metrics.jsonl")).parent)
