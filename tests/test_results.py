@@ -16,7 +16,7 @@ from common.report import read_study, write_readme, write_report
 from common.report.landscape import cheaper
 from common.report.overview import write_overview
 from common.report.runs import kind
-from common.report.words import point_interval
+from common.report.words import point_interval, speed_up
 from common.runfiles import read_weights
 
 COMMITTED = subprocess.run(["git", "-C", ROOT, "ls-files", "results"], capture_output=True, text=True, check=True).stdout
@@ -101,8 +101,12 @@ def test_findings_say_what_the_reports_say():
         numbers(report, known)
         for row in report["rows"]:
             said.setdefault(row["method"], set()).update(intervals(row))
+        for score in report["scores"]:
+            said[score["method"]].update(speed_up(target["speed_up"]["flops"]) for target in (score["targets"] or {}).values()
+                                         if target["speed_up"]["flops"])
     count = 0
-    for bullet in (ROOT / "results" / "FINDINGS.md").read_text().split("\n- ")[1:]:
+    first = (ROOT / "README.md").read_text().partition("<!-- result -->")[0]
+    for bullet in [*(ROOT / "results" / "FINDINGS.md").read_text().split("\n- ")[1:], first]:
         bullet = " ".join(bullet.split())
         named = set().union(*(said.get(name, set()) for name in re.findall(r"`([\w-]+)`", bullet)))
         found = re.findall(r"[+−]?\d+\.\d+ \[[^]]+\]", bullet)
