@@ -1,5 +1,4 @@
 """A run's folder: one process in it at a time, and only the run that it belongs to."""
-import math
 import shlex
 import shutil
 import sys
@@ -95,15 +94,10 @@ def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
     write_torch(path, weights)
 
 
-def summary(run, model: nn.Module, counted: float, final_test: dict) -> dict:
-    """summary.json of a finished `common.run.Run`.
-
-    final_test, under --holdout: the score of the model that is left on the test set, which has chosen nothing.
-    """
+def summary(run, model: nn.Module, counted: float) -> dict:
+    """summary.json of a finished `common.run.Run`."""
     last = {kind: {k.partition("/")[2]: v for k, v in run.rows[-1].items() if k.startswith(kind + "/")}
             for kind in ("test", "train")}
-    if final_test:
-        last["final_test"] = {name.partition("/")[2]: value for name, value in final_test.items() if math.isfinite(value)}
     return {**{name: getattr(run.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
             "steps": run.steps, "examples": run.examples, **last,
             "seconds": {"counted": counted, "preparation": sum(run.clock.preparation_seconds.values()),

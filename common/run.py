@@ -14,7 +14,7 @@ from common.amp import amp_dtype
 from common.args import folder_name
 from common.clock import Clock
 from common.data import Data
-from common.examples import merge, write_epoch
+from common.examples import merge, parts_right, write_epoch
 from common.files import Refused, unwritable, write_json, write_torch
 from common.log import Bar, TensorBoard, read_rows, write_rows
 from common.machine import keep_memory, versions, warm_up
@@ -222,6 +222,17 @@ class Run:
                 raise unwritable(self.folder / "tb", error) from None
             self.bar.show(row)
 
+    def _last_look(self, model: nn.Module) -> dict:
+        """Of the model that is left: under --holdout its score on the test set, which has chosen nothing; with --parts by which
+        all classes are old, the share of right ones among old and new training examples, without augmentation."""
+        task, data, found = TASKS[self.args.task], self.data, {}
+        if data.final:                                        # None without --holdout, empty where no class has a test image
+            scores = task.evaluate(model, data.final)
+            found["final_test"] = {name.partition("/")[2]: value for name, value in scores.items() if math.isfinite(value)}
+        if data.train.parts:
+            found["train_parts"] = parts_right(model, task.stats, data.train)
+        return found
+
     def finish(self, model: nn.Module) -> None:
         """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line.
 
@@ -231,8 +242,8 @@ class Run:
         if not self.steps:
             raise Refused(f"{self.folder} has not made a step: what its epochs kept does not fill one batch of --batch-size "
                           f"{self.args.batch_size}. Keep more, or lower it.")
-        with self.untimed("eval"):                            # under --holdout, where a class in use has a test image
-            final_test = TASKS[self.args.task].evaluate(model, self.data.final) if self.writes and self.data.final else {}
+        with self.untimed("eval"):
+            last = self._last_look(model) if self.writes else {}
         with self.untimed("checkpoint"):
             counted = ranks.largest(self.clock.counted())
             if not self.writes:
@@ -243,7 +254,7 @@ class Run:
             if picture := TASKS[self.args.task].picture:
                 write_picture(self.folder / "pictures.png", picture(model, self.data.test))
                 self.board.picture(self.folder / "pictures.png", self.rows[-1])
-            summary = folder.summary(self, model, counted, final_test)
+            summary = folder.summary(self, model, counted) | last
             write_json(self.folder / "summary.json", summary)
         self._close()
         ranks.end()

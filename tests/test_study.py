@@ -267,8 +267,8 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
     accuracy = [s["test"]["accuracy"] for s in (one, two, first, warm)]
     assert row["cost_over_scratch"]["mean"] == pytest.approx((flops[2] + flops[3]) / (flops[0] + flops[1]))
     assert row["after_portion"] == pytest.approx(accuracy[2:]) and not report["missing"]
-    last = json.loads((root / made["runs"][3]["folder"] / "summary.json").read_text())["train"]
-    assert [row["train_old"], row["train_new"]] == [last["correct_old"], last["correct_new"]] and None not in last.values()
+    last = json.loads((root / made["runs"][3]["folder"] / "summary.json").read_text())["train_parts"]
+    assert [row["train_old"], row["train_new"]] == [last["old"], last["new"]] and None not in last.values()
     assert row["end_over_scratch"]["values"]["0"] == pytest.approx(accuracy[3] - accuracy[1])
     assert row["along_over_scratch"]["values"]["0"] == pytest.approx(sum(accuracy[2:]) / 2 - sum(accuracy[:2]) / 2)
     assert "| `warm_start` | 1/2 | 1/1 |" in (root / "REPORT.md").read_text()

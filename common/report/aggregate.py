@@ -31,7 +31,7 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
         "past_bytes": lambda s: s["past_bytes"], "parameters": lambda s: s["parameters"],
         "train_accuracy": lambda s: s["train"].get("correct"),
         "test_old": None, "test_new": None,                   # of the run, under this name
-        "train_old": lambda s: s["train"].get("correct_old"), "train_new": lambda s: s["train"].get("correct_new"),
+        "train_old": lambda s: s.get("train_parts", {}).get("old"), "train_new": lambda s: s.get("train_parts", {}).get("new"),
         "start": None, "sequence_flops": None,
     }
     for name, read in numbers.items():

@@ -91,6 +91,9 @@ def every_row(report: Mapping) -> str:
     apart = {f"{split}_{part}": column.replace("%", f"{part} %")
              for split, column in (("test", terms.test_column), ("train", terms.train_column)) for part in ("old", "new")}
     apart = {name: title for name, title in apart.items() if any(row[name] is not None for row in report["rows"])}
+    memory = "" if not {"train_old", "train_new"} <= set(apart) else (
+        f"\n\n{apart['train_old']} and {apart['train_new']}: the finished model on the training examples of either part, without "
+        "augmentation.")
     apart |= {"second": terms.second_column} if any("second" in row for row in report["rows"]) else {}
     for row in report["rows"]:
         other = [point_interval(row[name]) if "difference" in row else "–"
@@ -100,7 +103,7 @@ def every_row(report: Mapping) -> str:
                       *("–" if row.get(name) is None else percent(row[name]) for name in apart), *other])
     return table(["Method", "Budget", "Seeds", terms.train_column, terms.test_column, *apart.values(),
                   "Over scratch, equal budget", "equal FLOPs", "equal seconds"], lines) \
-        + "\n\n" + words.provenance(report["rows"], report)
+        + memory + "\n\n" + words.provenance(report["rows"], report)
 
 
 def cost_to(report: Mapping, name: str) -> str:

@@ -43,7 +43,7 @@ def aggregate(root: Path, plan: Mapping) -> dict:
             "cost_over_scratch": interval({seed: cost(runs) / cost(scratch[seed]) for seed, runs in done.items()}),
             "after_portion": [scores.mean([runs[k]["test"] for runs in done.values()]) for k in range(plan_length(plan))],
             "along_over_scratch": over(along), "end_over_scratch": over(lambda runs: runs[-1]["test"]),
-            "train_old": apart(done, "correct_old"), "train_new": apart(done, "correct_new"),
+            "train_old": apart(done, "old"), "train_new": apart(done, "new"),
             "provenance": provenance([run for runs in done.values() for run in runs])})
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
@@ -58,7 +58,7 @@ def plan_length(plan: Mapping) -> int:
 
 def apart(streams: Mapping[int, list[dict]], name: str) -> float | None:
     """Mean over the streams of what their last runs say of a part of their training examples; None where one does not."""
-    found = [runs[-1]["summary"].get("train", {}).get(name) for runs in streams.values()]
+    found = [runs[-1]["summary"].get("train_parts", {}).get(name) for runs in streams.values()]
     return None if None in found else scores.mean(found)
 
 
