@@ -24,7 +24,8 @@ def plan(name: str, study: Study) -> dict:
     return {"study": name, "task": study.task, "model": study.model, "scenario": study.scenario,
             "past_epochs": study.past_epochs, "epochs": planner.epochs, "recommend": study.recommend, "tuning": study.tuning,
             "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets),
-            "past": planner.past(), "runs": runs, "searches": searches} | ({"streams": streams} if streams else {})
+            "past": planner.past(), "runs": runs, "searches": searches} | ({"streams": streams} if streams else {}) | (
+                {"confirms": study.confirms} if study.confirms else {})
 
 
 class Planner:

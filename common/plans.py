@@ -31,6 +31,7 @@ class Study:
     past_options: tuple[str, ...] = ()                        # of the past runs
     options: tuple[str, ...] = ()                             # of all new runs
     past_of: str = ""                                         # the study whose past runs these are, if not its own
+    confirms: str = ""                                        # the study that chose these methods, on other seeds
     past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     generations: int = 0                                      # length of chains in which each run reuses the one before
     portions: int = 0                                         # in which the data arrive; each run reuses the one before
@@ -196,7 +197,8 @@ def studies() -> dict[str, Study]:
             *tuning(2, (0.4, 0.8, 1.6), (2e-4,)), *tuning(2, (0.8,), (5e-5, 5e-4)))),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=BETWEEN, runs=(*mini, *screening(mini, 0.5, THREE))),
         # what the screening calls strongest, and the strongest that costs nothing, on unseen seeds, one at a time
-        "cifar100-mini-fresh": Study("cifar100", "resnet8", 8, settings=BETWEEN, past_of="cifar100-mini", runs=tuple(
+        "cifar100-mini-fresh": Study(
+            "cifar100", "resnet8", 8, settings=BETWEEN, past_of="cifar100-mini", confirms="cifar100-mini", runs=tuple(
             Runs(script, budgets, (seed,), options, tag) for seed in FRESH for script, budgets, options, tag in (
                 ("baselines/scratch", scratch, (), ""), ("methods/dkd", quarter, ("--until", "0.5"), "early"),
                 ("methods/partial_kd", quarter, EARLY, "early"), ("methods/dkd", quarter, (), ""),

@@ -235,7 +235,7 @@ def aggregate(study: Mapping) -> dict:
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
               "past": past_runs(usual, study["score"]), "missing": listed("not started", "unfinished"),
-              "failed": listed("failed")}
+              "failed": listed("failed")} | ({"confirms": plan["confirms"]} if "confirms" in plan else {})
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -51,6 +51,13 @@ def blocked(plan: Mapping, report: Mapping) -> str | None:
     return None
 
 
+def largest_of(report: Mapping, what: str) -> str:
+    """What choosing the largest does to it."""
+    if study := report.get("confirms"):
+        return f" The largest of {what}, which {study} chose on other seeds. "
+    return f" The largest of {what}: measure it again on fresh seeds before calling it best. "
+
+
 def limits(report: Mapping, budgets: Sequence[float]) -> str:
     """Where a recommendation stops holding."""
     regime = report["past"]["regime"]
@@ -97,7 +104,7 @@ def save_compute(report: Mapping, target: str) -> dict:
     elif free:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
-    text += f" The largest of {len(candidates)} methods: measure it again on fresh seeds before calling it best. "
+    text += largest_of(report, f"{len(candidates)} methods")
     return found | {"text": text + limits(report, best["budgets"])}
 
 
@@ -135,7 +142,7 @@ def equal_flops(report: Mapping) -> dict:
         text += " It reuses nothing of the past."
     elif free:
         text += f" Without any past run: {at(free, 'equal_flops')}."
-    text += f" The largest of {len(rows)} rows: measure it again on fresh seeds before calling it best. "
+    text += largest_of(report, f"{len(rows)} rows")
     return found | {"text": text + limits(report, [report["common_budget"]])}
 
 
