@@ -181,7 +181,10 @@ def studies() -> dict[str, Study]:
     # crosses: learning rates at one weight decay, weight decays at one learning rate
     search = (*(runs for budget in quarter for runs in (
                   *tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,)), *tuning(budget, (0.1,), (1e-4, 2e-3)))),
-              *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)))
+              *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)),
+              # beyond what turned out to be the edge: at 12 epochs the highest rate was the best, and so was the higher decay
+              *(runs for budget in (0.5, 1) for runs in (*tuning(budget, (0.8,), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
+              *tuning(2, (0.4,), (5e-4, 2e-3)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
