@@ -128,13 +128,15 @@ def test_overview_is_of_the_committed_reports(tmp_path):
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.endswith("-tuning")])
 def test_settings_are_those_that_the_tuning_chose(name):
     rows = json.loads((ROOT / "results" / name / "tuning.json").read_text())["rows"]
+    settings = studies()[name.removesuffix("-tuning")].settings
+    if any(row["accuracy"] is None and not row.get("failed") for row in rows):
+        assert not settings                                   # nothing is chosen before all have been tried
+        return
     tuned = {}
     for budget in sorted({row["budget"] for row in rows}):
         tried = [row for row in rows if row["budget"] == budget]
-        assert all(row["accuracy"] is not None or row["failed"] for row in tried)       # a rate too high is a result
         best = max((row for row in tried if row["accuracy"] is not None), key=lambda row: row["accuracy"])
         tuned[budget] = (best["lr"], best["weight_decay"])
-    settings = studies()[name.removesuffix("-tuning")].settings
     assert {budget: settings.get(budget) for budget in tuned} == tuned
     chosen = list(tuned.values())
     most = [one for one in chosen if chosen.count(one) == max(map(chosen.count, chosen))]
