@@ -1,6 +1,6 @@
 """A run's folder: one process in it at a time, and only the run that it belongs to."""
+import math
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 
 from common import ranks
 from common.args import PLACE, recorded
+from common.examples import parts_right
 from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
 
@@ -61,31 +62,6 @@ def opened(folder: Path, config: dict) -> tuple[dict, dict | None]:
     return old | {"resumed": [*old.get("resumed", []), here]}, None
 
 
-def clear(folder: Path) -> None:
-    """Removes what a run left that was killed before its first checkpoint."""
-    for stale in ("tb", "examples", "checkpoints"):
-        shutil.rmtree(folder / stale, ignore_errors=True)
-
-
-def read_last(path: Path, where: dict, force: bool) -> dict:
-    """last.pt: {"epoch", "rows", "run", "state", "clock", "where"}.
-
-    Raises
-        Refused: it is damaged, or it was begun elsewhere (`where`: device, threads, versions), unless `force`.
-    """
-    try:
-        last = torch.load(path, map_location="cpu", weights_only=True)
-        begun = {name: last[name] for name in ("epoch", "rows", "run", "state", "clock", "where")}["where"]
-    except Exception as error:                                # a damaged zip can raise anything
-        raise Refused(f"{path} is damaged ({type(error).__name__}): delete it to start this run again.") from None
-    for name, value in where.items():
-        if begun.get(name, value) != value and (not force or name in ("ranks", "data")):
-            raise Refused(f"{path.parent} was begun with {name} {begun.get(name)}, here it is {value}: the result would "
-                          "not be bit-exact. Set it as it was (OMP_NUM_THREADS for threads)" + (
-                              "." if force else ", or, but for ranks and data, add --force."))
-    return last
-
-
 def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
     """The state dict on the CPU; slim: as float16, but for batch norm's tensors, which are small and keep their range."""
     weights = {k: w.detach().cpu() for k, w in model.state_dict().items()}
@@ -106,3 +82,18 @@ def summary(run, model: nn.Module, counted: float) -> dict:
             "reused": sorted(set().union(*(past.reused for past in run.past_runs))),
             "past_bytes": sum(sum(past.kept.values()) for past in run.past_runs),
             "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def last_look(model: nn.Module, task, data) -> dict:
+    """What summary.json adds of the model that is left.
+
+    final_test, under --holdout: its score on the test set, which has chosen nothing. train_parts, with --parts by which all
+    classes are old: the share of right ones among old and new training examples, without augmentation.
+    """
+    found = {}
+    if data.final:                                            # None without --holdout, empty where no class has a test image
+        scores = task.evaluate(model, data.final)
+        found["final_test"] = {name.partition("/")[2]: value for name, value in scores.items() if math.isfinite(value)}
+    if data.train.parts:
+        found["train_parts"] = parts_right(model, task.stats, data.train)
+    return found

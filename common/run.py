@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import folder, ranks
+from common import folder, ranks, resume
 from common.amp import amp_dtype
 from common.args import folder_name
 from common.clock import Clock
 from common.data import Data
-from common.examples import merge, parts_right, write_epoch
-from common.files import Refused, unwritable, write_json, write_torch
-from common.log import Bar, TensorBoard, read_rows, write_rows
+from common.examples import merge, write_epoch
+from common.files import Refused, unwritable, write_json
+from common.log import Bar, write_rows
 from common.machine import keep_memory, versions, warm_up
 from common.past import PastRun, finished
 from common.pictures import write_picture
@@ -110,53 +110,15 @@ class Run:
                                "score": TASKS[self.args.task].score,
                                "labels": data.labels,
                                "train_examples": len(data.train), "test_examples": len(data.test)}
-        for epoch in range(self._restore(), math.ceil(count) + 1):
+        for epoch in range(resume.restore(self), math.ceil(count) + 1):
             self.epoch = epoch
             yield epoch
             with self.untimed("checkpoint"):
                 before, after = (e / self.args.epochs for e in (epoch - 1, epoch))
                 if self.writes and after < 1 and any(before < share <= after for share in CHECKPOINTS):
                     folder.write_weights(self.folder / f"checkpoints/e{epoch}.pt", state["step"].model, self.args.slim)
-                self._save(epoch + 1)
+                resume.save(self, epoch + 1)
                 ranks.wait()                                  # for rank 0's files, off the clock
-
-    def _save(self, next_epoch: int) -> None:
-        """last.pt: everything that is needed to go on with `next_epoch`, bit for bit."""
-        state = {name: value if isinstance(value, Tensor) else value.state_dict() for name, value in self.state.items()}
-        if not self.writes:
-            return
-        own = {"steps": self.steps, "examples": self.examples, "leftover": self.leftover, "rest": self.rest}
-        write_torch(self.folder / "last.pt", {"epoch": next_epoch, "rows": len(self.rows), "run": own, "state": state,
-                                              "clock": self.clock.state_dict(), "where": self.where})
-
-    def _restore(self) -> int:
-        """Loads last.pt where there is one; returns the epoch to go on with."""
-        with self.untimed("checkpoint"):
-            path = self.folder / "last.pt"
-            begun = path.exists()
-            ranks.wait()                                      # before rank 0 writes anything
-            if not begun:
-                if self.writes:
-                    folder.clear(self.folder)
-                    write_json(self.folder / "config.json", self.config)
-                    self.board = TensorBoard(self.folder, self.config, [])
-                ranks.wait()
-                return 0
-            last = folder.read_last(path, self.where, self.args.force)
-            for name, value in self.state.items():
-                value.copy_(last["state"][name]) if isinstance(value, Tensor) else value.load_state_dict(last["state"][name])
-            for name, value in last["run"].items():
-                setattr(self, name, value)
-            self.clock.load_state_dict(last["clock"])
-            self.rows = read_rows(self.folder)[:last["rows"]]
-            ranks.wait()                                      # until all have read
-            if self.writes:
-                write_json(self.folder / "config.json", self.config)
-                write_rows(self.folder, self.rows)
-                self.board = TensorBoard(self.folder, self.config, self.rows)
-            ranks.wait()
-            self.bar.start(self.examples, max((last["epoch"] - 1) / self.args.epochs, 0))
-            return last["epoch"]
 
     def _on_signal(self, number, frame) -> None:
         self.asked_to_stop = number
@@ -170,7 +132,7 @@ class Run:
             number = int(ranks.largest(number)) if self.steps % AGREE == 0 else 0
         if number:
             with self.untimed("checkpoint"):
-                self._save(self.epoch)
+                resume.save(self, self.epoch)
                 ranks.wait()                                  # torchrun kills what is left when one has ended
             self._close()
             if self.writes:
@@ -222,17 +184,6 @@ class Run:
                 raise unwritable(self.folder / "tb", error) from None
             self.bar.show(row)
 
-    def _last_look(self, model: nn.Module) -> dict:
-        """Of the model that is left: under --holdout its score on the test set, which has chosen nothing; with --parts by which
-        all classes are old, the share of right ones among old and new training examples, without augmentation."""
-        task, data, found = TASKS[self.args.task], self.data, {}
-        if data.final:                                        # None without --holdout, empty where no class has a test image
-            scores = task.evaluate(model, data.final)
-            found["final_test"] = {name.partition("/")[2]: value for name, value in scores.items() if math.isfinite(value)}
-        if data.train.parts:
-            found["train_parts"] = parts_right(model, task.stats, data.train)
-        return found
-
     def finish(self, model: nn.Module) -> None:
         """Leaves final.pt, examples.npz and, last of all, summary.json; prints one line.
 
@@ -243,7 +194,7 @@ class Run:
             raise Refused(f"{self.folder} has not made a step: what its epochs kept does not fill one batch of --batch-size "
                           f"{self.args.batch_size}. Keep more, or lower it.")
         with self.untimed("eval"):
-            last = self._last_look(model) if self.writes else {}
+            last = folder.last_look(model, TASKS[self.args.task], self.data) if self.writes else {}
         with self.untimed("checkpoint"):
             counted = ranks.largest(self.clock.counted())
             if not self.writes:

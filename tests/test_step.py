@@ -10,7 +10,7 @@ import torch
 from conftest import parse, run_script
 from torch.nn import functional as F
 
-import common.run
+import common.resume
 from common.clock import Clock, count_flops
 from common.data import train_batches
 from common.files import Refused
@@ -251,7 +251,7 @@ def test_only_steps_are_counted(tmp_path, monkeypatch):
     task = TASKS["shapes"]
     monkeypatch.setattr("common.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setitem(TASKS, "shapes", replace(task, load=takes(1e3, task.load), evaluate=takes(1e4, task.evaluate)))
-    monkeypatch.setattr("common.run.write_torch", takes(1e5, common.run.write_torch))
+    monkeypatch.setattr("common.resume.write_torch", takes(1e5, common.resume.write_torch))
     monkeypatch.setattr(Step, "_backward", takes(1, Step._backward))
     folder = run_script("baselines/scratch", "--epochs", 1, "--results", tmp_path)
     seconds = json.loads((folder / "summary.json").read_text())["seconds"]
