@@ -20,7 +20,7 @@ from common.tasks import TASKS
 INHERITED = ("task", "model", "labels", "augment", "epochs", "batch_size", "lr", "weight_decay", "image_size")
 # Where a run is made, on what, and what of it is looked at, does not make it another run; task ... seed stand in the
 # folder's name already.
-PLACE = ("data_dir", "results", "device", "compile", "slim", "force", "parts")
+PLACE = ("data_dir", "results", "device", "compile", "graph", "slim", "force", "parts")
 PREDICTS = ("classes", "pixels", "boxes")
 AUGMENT, LABELS = ("crop-flip", "none"), ("fine", "coarse")
 NAMED = ("task", "model", "method", "tag", "epochs", "seed")
@@ -147,6 +147,10 @@ def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str]
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
     add("--no-amp", action="store_true", help="compute in float32 rather than in bf16 (fp16 on GPUs without bf16)")
     add("--compile", action="store_true", help="torch.compile the loss function; its time is not counted")
+    add("--graph", action="store_true", help="capture a step as one CUDA graph, for small models on a GPU; that time is "
+        "not counted")
+    add("--sync-batch-norm", action="store_true", help="on GPUs under torchrun, let batch norm see the whole batch instead of "
+        "each rank's part")
     add("--slim", action="store_true", help="leave weights in float16 and statistics per example averaged over epochs: "
         "small enough to commit, enough to be a past run")
     add("--force", action="store_true", help="resume although device, thread count or versions differ")
@@ -204,6 +208,9 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         torch.empty(1, device=device_of(args.device))
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+    for name in ("graph", "sync_batch_norm"):
+        if getattr(args, name) and torch.device(args.device).type != "cuda":
+            raise Refused(f"--{name.replace('_', '-')} is for GPUs, and --device is {args.device}: leave it out here.")
     return args
 
 

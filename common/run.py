@@ -56,9 +56,12 @@ class Run:
         self.rows: list[dict] = []
         self.asked_to_stop = 0                                # number of the signal that did
         self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile,
-                      "amp": str(self.amp), "ranks": ranks.world()} | versions()
+                      "graph": args.graph, "amp": str(self.amp), "ranks": ranks.world()} | versions()
         if args.batch_size % ranks.world():
             raise Refused(f"--batch-size {args.batch_size} cannot be shared equally by {ranks.world()} ranks: choose a multiple.")
+        if args.graph and (ranks.world() > 1 or self.amp == torch.float16):
+            raise Refused("--graph captures the steps of one process in bf16 or float32; here are "
+                          f"{ranks.world()} rank(s) and {self.amp}: leave it out.")
         self.config = self._open()
         self.bar = Bar(self.name, args.batch_size, hidden=not self.writes)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}

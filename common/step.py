@@ -1,6 +1,7 @@
 """The hot step: forward, loss, backward, update, and what is recorded about each example."""
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch._dynamo  # noqa: F401                            # the first optimizer would import it: seconds on the clock
@@ -11,8 +12,10 @@ from common.amp import autocast
 from common.clock import count_flops
 from common.data import Batch
 from common.files import Refused
+from common.graphs import Graph
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+FUSED = ("cuda",)                                             # devices on which one kernel updates all weights
 
 
 def sgd(model: nn.Module, args) -> torch.optim.SGD:
@@ -20,7 +23,7 @@ def sgd(model: nn.Module, args) -> torch.optim.SGD:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return torch.optim.SGD([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-                           lr=args.lr, momentum=0.9, nesterov=True)
+                           lr=args.lr, momentum=0.9, nesterov=True, fused=decayed[0].device.type in FUSED)
 
 
 def one_cycle(progress: float, peak: float = 0.25, start: float = 0.04) -> float:
@@ -32,7 +35,7 @@ def one_cycle(progress: float, peak: float = 0.25, start: float = 0.04) -> float
 
 
 class Step:
-    """One optimizer update per call; one FLOP count (and compiled graph) per loss function handed to it.
+    """One optimizer update per call; one FLOP count (and compiled or captured graph) per loss function handed to it.
 
     `loss_fn(model, batch) -> (loss [K], parts {name: [K]})` runs under autocast. It must not synchronise with the host
     nor branch on values. Where it keeps K < B rows, `parts["index"]` [K] says which examples. Every part is recorded.
@@ -44,26 +47,34 @@ class Step:
         self.run, self.model, self.optimizer = run, model, optimizer
         fp16 = run.amp == torch.float16
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=fp16)
-        self.functions: dict[LossFn, tuple[LossFn, int]] = {}  # as handed over -> (as run, FLOPs of a step)
+        self.functions: dict[LossFn, tuple[Callable[[Batch], tuple], int]] = {}         # -> (its update, FLOPs of a step)
+        # of all groups, changed in place, where a fused optimizer reads it on the device
+        self.lr = torch.zeros((), device=run.device) if optimizer.defaults.get("fused") else None
         self.recorded: dict[str, Tensor] = {}                 # of this epoch: name -> [N], NaN where unseen
         self.finite = torch.ones((), dtype=torch.bool, device=run.device)
         model.train()
 
     def __call__(self, batch: Batch, loss_fn: LossFn, lr: float) -> None:
+        rate = lr if self.lr is None else self.lr.fill_(lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         if loss_fn not in self.functions:
             self._prepare(batch, loss_fn)
-        run_fn, flops = self.functions[loss_fn]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        loss, index, parts = self._backward(batch, run_fn)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        update, flops = self.functions[loss_fn]
+        loss, index, parts = update(batch)
         self.finite &= loss.isfinite().all()
         for name, values in parts.items():                    # no synchronisation: looked at once an epoch
             if name not in self.recorded:
                 self.recorded[name] = torch.full((self.run.data.examples,), torch.nan, device=self.run.device)
             self.recorded[name][index] = values.detach().float()
         self.run.count(flops, len(batch.index))
+
+    def _update(self, run_fn: LossFn, batch: Batch):
+        """One update of the weights; returns loss [K], index [K], parts."""
+        found = self._backward(batch, run_fn)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return found
 
     def _backward(self, batch: Batch, run_fn: LossFn):
         """Leaves the gradient; returns loss [K], index [K], parts."""
@@ -83,25 +94,41 @@ class Step:
         return loss, index, parts
 
     def _prepare(self, batch: Batch, loss_fn: LossFn) -> None:
-        """Compiles a loss function and counts its FLOPs in a step that leaves no trace; neither is on the clock."""
+        """Compiles or captures a loss function and counts its FLOPs in steps that leave no trace; none of it is on the clock."""
         if len(self.functions) >= self.MOST:
             raise Refused(f"more than {self.MOST} different loss functions were handed to Step: define them once, before "
                           "the loops, and hand over the same ones, else each is compiled and counted anew.")
-        with self.run.untimed("compile"):
-            others = {name: value for name, value in self.run.state.items() if value is not self}
-            state = {name: value.clone() for name, value in self.model.state_dict().items()}
-            other_state = {name: value.clone() if isinstance(value, Tensor) else deepcopy(value.state_dict())
-                           for name, value in others.items()}
-            run_fn = torch.compile(loss_fn, dynamic=False) if self.run.args.compile else loss_fn
+        args, device = self.run.args, self.run.device
+        with self.run.untimed("compile"), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            put_back = self._remember()
+            run_fn = torch.compile(loss_fn, dynamic=False) if args.compile else loss_fn
             with count_flops() as counter:
                 self._backward(batch, loss_fn)
-            if self.run.args.compile:
+            if args.compile:
                 self._backward(batch, run_fn)
-            self.model.load_state_dict(state)
+            update = partial(self._update, run_fn)
+            if args.graph:
+                update = Graph(update, batch)
+            put_back()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.functions[loss_fn] = update, counter.get_total_flops()
+
+    def _remember(self) -> Callable[[], None]:
+        """Returns what puts all that a step changes back, where it lies: a captured graph reads it there."""
+        others = {name: value for name, value in self.run.state.items() if value is not self}
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        other_state = {name: value.clone() if isinstance(value, Tensor) else deepcopy(value.state_dict())
+                       for name, value in others.items()}
+        momentum = {p: {name: value.clone() for name, value in own.items()} for p, own in self.optimizer.state.items()}
+
+        def put_back():
+            self.model.load_state_dict(weights)
             for name, value in others.items():
                 value.copy_(other_state[name]) if isinstance(value, Tensor) else value.load_state_dict(other_state[name])
-            self.optimizer.zero_grad(set_to_none=True)
-        self.functions[loss_fn] = run_fn, counter.get_total_flops()
+            for p, own in self.optimizer.state.items():
+                for name, value in own.items():
+                    value.copy_(momentum[p][name]) if p in momentum else value.zero_()
+        return put_back
 
     def means(self) -> dict[str, float]:
         """Ends the epoch: means of what was recorded, each example once, as `train/NAME`; hands the tables to the run.
@@ -134,5 +161,6 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.finite = state["finite"].to(self.run.device)
+        self.functions = {}                                   # captured ones would go on with the momentum of before
         self.recorded = {name: table.view(ranks.world(), -1)[ranks.rank()].to(self.run.device)
                          for name, table in state["recorded"].items()}

@@ -1,4 +1,4 @@
-"""A queue that makes the runs of a plan: `./run_all.sh [STUDY] [--list] [--jobs N] [--compile]`.
+"""A queue that makes the runs of a plan: `./run_all.sh [STUDY] [--list] [--jobs N] [--compile | --graph | --fastest]`.
 
 On machines without a GPU, runs are forked from this process, which has torch loaded, so that a hundred little runs do
 not import it a hundred times; each does what its printed command does with OMP_NUM_THREADS set. Finished runs are
@@ -23,6 +23,8 @@ from common.files import Refused, lock, read_json, write_json
 from common.planning import plan
 from common.plans import ROOT, studies
 from common.runfiles import find_runs
+from common.speed.fastest import fastest
+from common.speed.loops import FLAGS
 from common.tasks import TASKS
 
 
@@ -34,8 +36,8 @@ def cores() -> int:
 class Queue:
     """Makes runs, `jobs` at a time, and says how each ended."""
 
-    def __init__(self, root: Path, jobs: int, total: int, compiled: bool = False):
-        self.root, self.jobs, self.total, self.compiled = root, jobs, total, compiled
+    def __init__(self, root: Path, jobs: int, total: int, flags: list[str]):
+        self.root, self.jobs, self.total, self.flags = root, jobs, total, flags
         self.threads = max(1, cores() // jobs)
         self.running: dict[int, tuple[dict, float]] = {}      # process -> run, start
         self.children: dict[int, tuple[subprocess.Popen, str]] = {}     # kept, else Popen itself waits for one that was dropped
@@ -63,11 +65,12 @@ class Queue:
                 break
             folder.mkdir(parents=True, exist_ok=True)
             sys.stdout.flush()
-            threads, compiled = self.threads, self.compiled
+            threads, flags = self.threads, self.flags
             if (folder / "last.pt").exists():                 # a killed run goes on with what it was begun with
                 begun = read_json(folder / "config.json")
-                threads, compiled = begun["device"]["threads"], begun["args"]["compile"]
-            words = [*shlex.split(run["command"])[1:], *(["--compile"] if compiled else [])]
+                threads = begun["device"]["threads"]
+                flags = [flag for loop in FLAGS.values() for flag in loop if begun["args"].get(flag.removeprefix("--"))]
+            words = [*shlex.split(run["command"])[1:], *flags]
             start = self._fork if torch.version.cuda is None or not torch.cuda.device_count() else self._spawn
             self.running[start(words, folder, threads)] = run, time.monotonic()
         while self.running:
@@ -146,8 +149,12 @@ def main(argv: list[str] | None = None) -> None:
                         "between stages that wait for each other, and stop")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
                         "(default: one per core, 4 for each GPU)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
-                        "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
+                     "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
+    how.add_argument("--graph", action="store_true", help="capture the steps of the runs that begin now as CUDA graphs")
+    how.add_argument("--fastest", action="store_true", help="whichever of these is the fastest for this study, or neither: "
+                     "measured once per machine, kept in results/cache")
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise Refused(f"--jobs must be at least 1, got {args.jobs}.")
@@ -165,10 +172,15 @@ def main(argv: list[str] | None = None) -> None:
     with held:
         write_json(root / "plan.json", chosen)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")         # runs are enough processes
-        make(root, chosen, args.jobs or 4 * torch.cuda.device_count() or cores(), args.compile)
+        jobs = args.jobs or 4 * torch.cuda.device_count() or cores()
+        loop = "compiled" if args.compile else "graph" if args.graph else "eager"
+        if args.fastest:
+            loop = fastest(everything[0]["command"], max(1, cores() // jobs))
+            print(f"the fastest loop here: {loop}")
+        make(root, chosen, jobs, FLAGS[loop])
 
 
-def make(root: Path, chosen: dict, jobs: int, compiled: bool = False) -> None:
+def make(root: Path, chosen: dict, jobs: int, flags: list[str] = FLAGS["eager"]) -> None:
     """Past runs, then the others, then the report.
 
     Raises
@@ -177,7 +189,7 @@ def make(root: Path, chosen: dict, jobs: int, compiled: bool = False) -> None:
     importlib.import_module("torch.utils.tensorboard")        # once, for all runs
     if any(not (root / run["folder"] / "summary.json").exists() for run in chosen["past"] + chosen["runs"]):
         TASKS[chosen["task"]].read("data", TASKS[chosen["task"]].defaults["image_size"])      # likewise
-    queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]), compiled)
+    queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]), flags)
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:
         tops = sorted({str(root / Path(run["folder"]).parents[3]) for run in chosen["past"]})       # .../past, .../folds

@@ -47,7 +47,8 @@ class Task:
 def build_with(net: Callable) -> Callable:
     """build(args, data) of a task: the --model with outputs for the run's classes; initial weights are a function of --seed."""
     def build(args, data: Data) -> nn.Module:
-        return net(args.model, len(data.classes), generator(args.seed, "weights"), data.train.device, data.train.size)
+        model = net(args.model, len(data.classes), generator(args.seed, "weights"), data.train.device, data.train.size)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_batch_norm else model
     return build
 
 

@@ -1,12 +1,13 @@
 """Small data, one thread, and scripts run in process: importing torch costs seconds."""
 import os
+import sys
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""                       # tests fork, and CUDA does not survive that
+if "--gpu" not in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""                   # tests fork, and CUDA does not survive that
 
 import importlib
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in (ROOT / folder).glob("*.py"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="leave GPUs visible, for tests/test_gpu.py alone (default: hidden)")
 
 
 @pytest.fixture(autouse=True, scope="session")

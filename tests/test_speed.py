@@ -1,10 +1,14 @@
 """The speed table: every loop trains, FLOPs are those worked out by hand; seconds are nobody's business here."""
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from common import study
+from common.files import Refused
 from common.machine import keep_memory
+from common.speed import fastest
 from common.speed.__main__ import main
 from common.speed.loops import build_loops
 
@@ -46,3 +50,39 @@ def test_loops_train_the_same_model_and_convolutions_are_those_of_a_step(tmp_pat
 def test_keeping_memory_can_be_asked_for_anywhere():
     keep_memory()
     assert torch.ones(1000).sum() == 1000
+
+
+def test_the_fastest_loop_is_measured_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fastest, "CACHE", tmp_path)
+    monkeypatch.setattr(fastest, "FLAGS", {"eager": [], "graph": ["--graph"]})              # to compile takes a minute
+    command = ["--task", "shapes", "--model", "resnet8", "--epochs", "3", "--seed", "100", "--slim", "--device", "cpu"]
+    fastest.main(command)
+    measured, = (json.loads(path.read_text()) for path in tmp_path.iterdir())
+    assert measured["images_per_second"].keys() == {"eager"} and measured["images_per_second"]["eager"] > 0
+    assert (measured["fastest"], measured["model"], measured["batch_size"]) == ("eager", "resnet8", 32)
+    monkeypatch.setattr(fastest, "build_loops", None)         # would fail
+    fastest.main(command)
+    assert capsys.readouterr().out.split() == ["eager", "eager"]
+
+
+@pytest.mark.parametrize("speed, name", [
+    ({"eager": 100, "compiled": 105}, "eager"), ({"eager": 100, "compiled": 125}, "compiled"),
+    ({"eager": 100, "compiled": 300, "graph": 280}, "graph"), ({"eager": 100, "compiled": 300, "graph": 200}, "compiled")])
+def test_a_tie_goes_to_the_simpler_loop(speed, name):
+    assert fastest.choose(speed) == name
+
+
+def test_a_study_asks_for_its_first_run_s_loop(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(study, "fastest", lambda command, threads: asked.update(command=command, threads=threads) or "compiled")
+    monkeypatch.setattr(study, "make", lambda root, chosen, jobs, flags: asked.update(jobs=jobs, flags=flags))
+    monkeypatch.setattr(study, "lock", lambda path, wait: nullcontext())
+    monkeypatch.setattr(study, "write_json", lambda path, what: None)
+    study.main(["demo", "--jobs", "1", "--fastest"])
+    assert asked["flags"] == ["--compile"] and asked["jobs"] == 1 and "baselines/scratch.py --task shapes" in asked["command"]
+    assert asked["threads"] == study.cores()
+
+
+def test_a_failed_measurement_says_what_to_do(monkeypatch):
+    with pytest.raises(Refused, match="could not be measured .see above.: choose --compile, --graph or neither"):
+        fastest.fastest("python baselines/scratch.py --task nothing", 1)

@@ -289,11 +289,11 @@ def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path
         (tmp_path / f"begun{begun}/last.pt").touch()
         (tmp_path / f"begun{begun}/config.json").write_text(json.dumps({"device": {"threads": 1}, "args": {"compile": begun}}))
     monkeypatch.setattr(study.Queue, "_fork", start)
-    for compiled in (True, False):
-        queue = study.Queue(tmp_path, 1, 3, compiled)
+    for flags in (["--compile"], ["--graph"], []):
+        queue = study.Queue(tmp_path, 1, 3, flags)
         queue.make([{"folder": name, "command": "python methods/kd.py"} for name in ("begunFalse", "begunTrue", "new")])
         assert {name: words[1:] for name, words in asked.items()} == {
-            "begunFalse": [], "begunTrue": ["--compile"], "new": ["--compile"] if compiled else []}
+            "begunFalse": [], "begunTrue": ["--compile"], "new": flags}
 
 
 def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):

@@ -19,40 +19,20 @@ import torch
 from tqdm import tqdm
 
 from common import models
-from common.clock import Clock
 from common.files import write_json
 from common.log import read_rows
 from common.machine import code_version, device_name, versions
 from common.plans import FOLDS, ROOT, every_script
 from common.report.markdown import table
-from common.speed.loops import PHASES, build_loops
+from common.speed.loops import PHASES, STEPS, build_loops, take_turns
 from common.tasks import TASKS
 
-LOOPS = ("textbook", "textbook_amp", "eager", "compiled")
+LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph")
 
 
 def measure_loops(loops: dict, rounds: int, steps: int, bar: tqdm) -> dict[str, dict]:
-    """Seconds of a step of each loop, its phases and FLOPs: medians over rounds in which each loop takes `steps` steps."""
-    clock = Clock(loops["eager"].run.device)                  # its elapsed() waits for the device
-    seconds = {name: [] for name in loops}
-    parts = {name: {phase: [] for phase in PHASES} for name in loops}
-    for loop in loops.values():
-        for _ in range(2):
-            loop.step()
-        bar.update()
-    for _ in range(rounds):
-        for name, loop in loops.items():
-            begin = clock.elapsed()
-            for _ in range(steps):
-                loop.step()
-            seconds[name].append((clock.elapsed() - begin) / steps)
-            if hasattr(loop, "phases"):
-                before = clock.elapsed()
-                for phase in loop.phases():
-                    now = clock.elapsed()
-                    parts[name][phase].append(now - before)
-                    before = now
-            bar.update()
+    """Medians of a step of each loop, over textbook's and over what the convolutions alone take."""
+    seconds, parts = take_turns(loops, rounds, steps, bar)
     batch, flops = loops["eager"].run.args.batch_size, loops["eager"].flops()
     found = {}
     for name in loops:
@@ -154,8 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default: data)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
     add("--rounds", type=int, default=9, help="turns of each loop, of which the median counts (default: 9)")
-    add("--steps", type=int, default=3, help="steps in a turn (default: 3)")
-    add("--loops", nargs="+", default=LOOPS, choices=LOOPS, metavar="NAME", help="loops to measure (default: all)")
+    add("--steps", type=int, metavar="N", help="steps in a turn (default: 3, on a GPU 50)")
+    add("--loops", nargs="+", choices=LOOPS, metavar="NAME", help="loops to measure (default: all; graph only on a GPU)")
     add("--scripts", nargs="*", metavar="NAME", help="scripts whose step to measure, such as kd (default: all)")
     add("--turns", type=int, default=3, help="turns of each script between scratch's, of which the median counts (default: 3)")
     add("--json", metavar="FILE", help="also write everything measured there")
@@ -167,13 +147,14 @@ def main(argv: list[str] | None = None) -> None:
         return print_memory(options, args.memory_of)
     known = every_script()
     scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
-    names = [*(name for name in LOOPS if name in {"textbook", "eager", *args.loops}), "convolutions"]
+    asked = args.loops or [name for name in LOOPS if name != "graph" or torch.device(args.device).type == "cuda"]
+    names = [*(name for name in LOOPS if name in {"textbook", "eager", *asked}), "convolutions"]
     total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) * args.turns if scripts else 0)
     begin, code = time.perf_counter(), code_version()         # that which runs, whatever is edited meanwhile
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", file=sys.stderr) as bar:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             built = build_loops(options, folder, names)
-        loops = measure_loops(built, args.rounds, args.steps, bar)
+        loops = measure_loops(built, args.rounds, args.steps or STEPS[torch.device(args.device).type], bar)
         for name in names[:-1]:
             loops[name]["peak_bytes"] = peak_memory(options, name)
             bar.update()

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from common import models
 from common.amp import autocast
 from common.args import arguments
+from common.clock import Clock
 from common.data import train_batches
 from common.run import Run
 from common.seeding import generator
@@ -16,14 +18,16 @@ from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
 
 PHASES = ("data", "forward", "backward", "optimizer")
+STEPS = {"cpu": 3, "cuda": 50}                                # of a loop at a time, when loops take turns
+FLAGS = {"eager": [], "compiled": ["--compile"], "graph": ["--graph"]}           # our loops -> arguments of a script
 Phases = Iterator[str]                                        # yields each phase's name when it has ended
 
 
 class Ours:
     """This repository's loop, as baselines/scratch.py has it."""
 
-    def __init__(self, options: list[str], compiled: bool):
-        options = [*options, "--epochs", "1000", *(["--compile"] if compiled else [])]
+    def __init__(self, options: list[str]):
+        options = [*options, "--epochs", "1000"]
         args = arguments("baselines/scratch.py", "").parse_args(options)
         self.run, self.task = Run(args), TASKS[args.task]
         self.data = self.task.load(args, self.run.device)
@@ -51,8 +55,9 @@ class Ours:
         _, batch = next(self.batches)
         yield "data"
         self.optimizer.zero_grad(set_to_none=True)
+        loss_fn, = self.do.functions[self.loss][0].args       # as the update runs it, compiled or not
         with autocast(self.run.amp, self.run.device):
-            loss, _ = self.do.functions[self.loss][0](self.model, batch)
+            loss, _ = loss_fn(self.model, batch)
         yield "forward"
         (loss * batch.weight).mean().backward()
         yield "backward"
@@ -61,6 +66,14 @@ class Ours:
 
     def flops(self) -> int:
         return self.do.functions[self.loss][1]
+
+
+class Graphed(Ours):
+    """The same, captured: from the forward pass to the update it has no parts to be timed apart."""
+
+    def phases(self) -> Phases:
+        next(self.batches)
+        yield "data"
 
 
 class Textbook:
@@ -152,12 +165,38 @@ class Convolutions:
 
 def build_loops(options: list[str], folder: str, names: list[str]) -> dict:
     """The loops called `names`, in a process of their own or beside each other."""
-    loops = {"eager": Ours([*options, "--results", f"{folder}/eager"], compiled=False)}
-    if "compiled" in names:
-        loops["compiled"] = Ours([*options, "--results", f"{folder}/compiled"], compiled=True)
+    loops = {"eager": Ours([*options, "--results", f"{folder}/eager"])}
+    for name, loop in (("compiled", Ours), ("graph", Graphed)):
+        if name in names:
+            loops[name] = loop([*options, *FLAGS[name], "--results", f"{folder}/{name}"])
     for name in ("textbook", "textbook_amp"):
         if name in names:
             loops[name] = Textbook(loops["eager"], amp=name == "textbook_amp")
     if "convolutions" in names:
         loops["convolutions"] = Convolutions(loops["eager"])
     return {name: loops[name] for name in names}
+
+
+def take_turns(loops: dict, rounds: int, steps: int, bar: tqdm) -> tuple[dict, dict]:
+    """Seconds of a step, name -> [rounds], and of its phases, name -> phase -> [rounds]; `steps` steps a round."""
+    clock = Clock(loops["eager"].run.device)                  # its elapsed() waits for the device
+    seconds = {name: [] for name in loops}
+    parts = {name: {phase: [] for phase in PHASES} for name in loops}
+    for loop in loops.values():
+        for _ in range(2):
+            loop.step()
+        bar.update()
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            begin = clock.elapsed()
+            for _ in range(steps):
+                loop.step()
+            seconds[name].append((clock.elapsed() - begin) / steps)
+            if hasattr(loop, "phases"):
+                before = clock.elapsed()
+                for phase in loop.phases():
+                    now = clock.elapsed()
+                    parts[name][phase].append(now - before)
+                    before = now
+            bar.update()
+    return seconds, parts
