@@ -2,7 +2,7 @@
 
 Reuses   nothing
 Pays     one pass over the weights per step
-Source   Polyak and Juditsky 1992; torch.optim.swa_utils, batch norm's statistics averaged too
+Source   Polyak and Juditsky 1992; batch norm's statistics averaged too, as use_buffers of torch.optim.swa_utils does
 Differs  the horizon is a share of the training, not a number of steps, so that it fits every budget
 Neutral  --horizon 0 is baselines/scratch.py, bit for bit
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from copy import deepcopy
+
+import torch
 
 from common.args import arguments, share
 from common.data import train_batches
@@ -29,6 +31,16 @@ def parser():
     return parser
 
 
+@torch.no_grad()
+def follow(average, model, share):
+    """Moves weights and statistics by `share` (0..1) of the way to the model's; AveragedModel would wait for the device."""
+    for floating in (True, False):                            # batch norm's counts of batches are whole numbers
+        mine, theirs = ([tensor for tensor in (*m.parameters(), *m.buffers()) if tensor.is_floating_point() == floating]
+                        for m in (average, model))
+        if mine:
+            torch._foreach_lerp_(mine, theirs, share) if floating else torch._foreach_copy_(mine, theirs)
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
@@ -36,7 +48,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     horizon = args.horizon * args.epochs * len(data.train) / args.batch_size    # steps
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(horizon, 1)), use_buffers=True)
+    ema = deepcopy(model)
 
     def plain(model, batch):                                  # one loss per example, and its named parts
         output = model(batch.image)                           # [B, C]
@@ -47,10 +59,10 @@ def main(args):
     for epoch in run.epochs(args.epochs, data, step=step, ema=ema):     # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch):
             step(batch, plain, lr=args.lr * one_cycle(progress))
-            ema.update_parameters(model)
+            follow(ema, model, 1 / max(horizon, 1) if run.steps > 1 else 1)
         with run.untimed("eval"):
-            run.log(epoch, step.means() | task.evaluate(ema.module, data.test))
-    run.finish(ema.module)
+            run.log(epoch, step.means() | task.evaluate(ema, data.test))
+    run.finish(ema)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A training step as one CUDA graph: a small model's kernels end sooner than Python launches the next ones."""
+import gc
 from collections.abc import Callable
 from copy import copy
-from functools import cache
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -10,12 +11,6 @@ from common.data import Batch
 from common.files import Refused
 
 WARM = 3                                                      # calls before the capture, in which libraries choose algorithms
-
-
-@cache
-def pool():
-    """Memory that all graphs of this process share: each leaves nothing in it that another one needs."""
-    return torch.cuda.graph_pool_handle()
 
 
 class Graph:
@@ -28,21 +23,25 @@ class Graph:
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(self, function: Callable[[Batch], tuple], batch: Batch):
+    def __init__(self, function: Callable[[Batch], tuple], batch: Batch, beside: Optional["Graph"] = None):
+        """beside: another graph of the same run, whose memory this one may use, since neither leaves anything there."""
         self.batch = copy(batch)
         for name, tensor in self._tensors(batch):
             setattr(self.batch, name, tensor.clone())
-        self.outputs = self._capture(function)
+        self.outputs = self._capture(function, beside)
 
-    def _capture(self, function: Callable) -> tuple:
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
+    def _capture(self, function: Callable, beside: Optional["Graph"]) -> tuple:
+        here = torch.cuda.current_stream()
+        self.stream = beside.stream if beside else torch.cuda.Stream()          # a run's own, as is cuBLAS' memory on it
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM):
                 function(self.batch)
-        here.wait_stream(side)
+        here.wait_stream(self.stream)
+        gc.collect()                                          # what would be freed within the capture
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool()):
+        with torch.cuda.graph(self.graph, pool=beside.graph.pool() if beside else None, stream=self.stream,
+                              capture_error_mode="thread_local"):
             return function(self.batch)
 
     @staticmethod

@@ -41,7 +41,7 @@ class Planner:
             theirs = Planner(study.past_of, studies()[study.past_of]).before
             self.before = {kind: made for kind, made in theirs.items() if kind in used}
         elif not (study.tuning or study.trials or study.portions):
-            self._add("past", study.past_epochs, lambda fold: study.past_options)
+            self._add("past", study.past_epochs, lambda fold: study.past_options, None if "--lr" in study.past_options else 1)
         if any(self._kind(runs) == "folds" for runs in study.runs):
             self._add("folds", study.past_epochs, lambda fold: (
                 *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))

@@ -28,7 +28,7 @@ class Study:
     past_epochs: float
     runs: tuple[Runs, ...]
     epochs: float | None = None                               # of budget 1; the past runs' where there is none
-    past_options: tuple[str, ...] = ()                        # of the past runs
+    past_options: tuple[str, ...] = ()                        # of the past runs; with --lr their settings, else those of budget 1
     options: tuple[str, ...] = ()                             # of all new runs
     past_of: str = ""                                         # the study whose past runs these are, if not its own
     confirms: str = ""                                        # the study that chose these methods, on other seeds
@@ -184,7 +184,15 @@ def studies() -> dict[str, Study]:
               *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)),
               # beyond what turned out to be the edge: at 12 epochs the highest rate was the best, and so was the higher decay
               *(runs for budget in (0.5, 1) for runs in (*tuning(budget, (0.8,), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
-              *tuning(2, (0.4,), (5e-4, 2e-3)))
+              *tuning(2, (0.4,), (5e-4, 2e-3)),
+              # likewise at 24 epochs; and the budgets between, since the best decay is not the same on either side of them
+              *tuning(1, (0.2, 0.8), (2e-3,)), *tuning(1, (0.4,), (5e-3,)), *tuning(0.5, (0.4,), (1e-3,)),
+              *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 1e-3, 2e-3)),
+              *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)))
+    # with crop and flip about what was best without, and to either side of it
+    augmented = (*(runs for budget in quarter for runs in (
+                     *tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
+                 *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
@@ -207,7 +215,7 @@ def studies() -> dict[str, Study]:
                 ("methods/partial_kd", quarter, EARLY, "early"), ("methods/dkd", quarter, (), ""),
                 ("methods/attention_transfer", quarter, (), ""), ("methods/curriculum", quarter, (), "")))),
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
-        "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=search, options=(
+        "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=augmented, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
         "grow-mini": Study(**grow, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),

@@ -145,6 +145,7 @@ class Run:
 
     def _close(self) -> None:
         self.bar.close()
+        self.state["step"].forget()                           # a captured graph's memory must not wait for garbage collection
         if self.writes:
             self.board.close()
             self.lock.close()

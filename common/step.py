@@ -48,6 +48,7 @@ class Step:
         fp16 = run.amp == torch.float16
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=fp16)
         self.functions: dict[LossFn, tuple[Callable[[Batch], tuple], int]] = {}         # -> (its update, FLOPs of a step)
+        self.latest: Graph | None = None
         # of all groups, changed in place, where a fused optimizer reads it on the device
         self.lr = torch.zeros((), device=run.device) if optimizer.defaults.get("fused") else None
         self.recorded: dict[str, Tensor] = {}                 # of this epoch: name -> [N], NaN where unseen
@@ -66,15 +67,15 @@ class Step:
         for name, values in parts.items():                    # no synchronisation: looked at once an epoch
             if name not in self.recorded:
                 self.recorded[name] = torch.full((self.run.data.examples,), torch.nan, device=self.run.device)
-            self.recorded[name][index] = values.detach().float()
+            self.recorded[name][index] = values.float()
         self.run.count(flops, len(batch.index))
 
     def _update(self, run_fn: LossFn, batch: Batch):
-        """One update of the weights; returns loss [K], index [K], parts."""
-        found = self._backward(batch, run_fn)
+        """One update of the weights; returns loss [K], index [K], parts, without a graph of theirs that would be kept."""
+        loss, index, parts = self._backward(batch, run_fn)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return found
+        return loss.detach(), index, {name: values.detach() for name, values in parts.items()}
 
     def _backward(self, batch: Batch, run_fn: LossFn):
         """Leaves the gradient; returns loss [K], index [K], parts."""
@@ -108,7 +109,7 @@ class Step:
                 self._backward(batch, run_fn)
             update = partial(self._update, run_fn)
             if args.graph:
-                update = Graph(update, batch)
+                update = self.latest = Graph(update, batch, self.latest)
             put_back()
             self.optimizer.zero_grad(set_to_none=True)
         self.functions[loss_fn] = update, counter.get_total_flops()
@@ -129,6 +130,10 @@ class Step:
                 for name, value in own.items():
                     value.copy_(momentum[p][name]) if p in momentum else value.zero_()
         return put_back
+
+    def forget(self) -> None:
+        """Frees what was compiled or captured; the next step prepares it anew."""
+        self.functions, self.latest = {}, None
 
     def means(self) -> dict[str, float]:
         """Ends the epoch: means of what was recorded, each example once, as `train/NAME`; hands the tables to the run.
@@ -161,6 +166,6 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.finite = state["finite"].to(self.run.device)
-        self.functions = {}                                   # captured ones would go on with the momentum of before
+        self.forget()                                         # captured ones would go on with the momentum of before
         self.recorded = {name: table.view(ranks.world(), -1)[ranks.rank()].to(self.run.device)
                          for name, table in state["recorded"].items()}

@@ -78,7 +78,8 @@ class Queue:
 
     def _spawn(self, words: list[str], folder: Path, threads: int) -> int:
         """A process of its own, since CUDA does not survive a fork; its output in console.txt."""
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+        gpus = [gpu for gpu in visible.split(",") if gpu]
         taken = [gpu for _, gpu in self.children.values()]
         gpu = min(gpus, key=taken.count)                      # where the fewest jobs are
         with open(folder / "console.txt", "w") as console:
@@ -153,8 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
                      "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
     how.add_argument("--graph", action="store_true", help="capture the steps of the runs that begin now as CUDA graphs")
-    how.add_argument("--fastest", action="store_true", help="whichever of these is the fastest for this study, or neither: "
-                     "measured once per machine, kept in results/cache")
+    how.add_argument("--fastest", action="store_true", help="whichever of these, or neither, ends this study's first run the "
+                     "soonest, compiling or capturing included: measured once per machine, kept in results/cache")
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise Refused(f"--jobs must be at least 1, got {args.jobs}.")

@@ -78,7 +78,8 @@ def main(args):
         for progress, batch in train_batches(data.train, run, epoch):
             if args.term == "dkpp":
                 drawn = torch.rand(args.batch_size, len(data.classes), generator=generator(args.seed, "permute", run.steps))
-                noise.copy_(ranks.own(drawn))
+                own = ranks.own(drawn)
+                noise.copy_(own.pin_memory() if noise.is_cuda else own, non_blocking=True)
             step(batch, distil, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

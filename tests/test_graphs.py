@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Tape(graphs.Graph):
-    def _capture(self, function):
+    def _capture(self, function, beside):
         for _ in range(graphs.WARM):
             function(self.batch)
         self.graph = Recorder()

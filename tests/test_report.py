@@ -12,6 +12,7 @@ from common.files import Refused
 from common.log import Bar, TensorBoard
 from common.report import main, read_study, scores, write_readme, write_report
 from common.report.aggregate import aggregate
+from common.report.origin import provenance
 from common.report.overview import write_overview
 
 # two-sided 95 % quantiles of Student's t from the usual table
@@ -794,3 +795,14 @@ def test_bar_and_hparams_show_the_run_s_score(tmp_path):
     bar.show({"epoch": 0, "test/accuracy": 0.5, "test/loss": 2.0})
     assert shown == {"test accuracy": "0.500"}
     bar.close()
+
+
+def test_compiled_and_captured_runs_are_not_timed_alike():
+    def device(**flags):
+        config = {"device": {"name": "Chip", "type": "cuda", "threads": 2}, "versions": {}, "commit": "a" * 40, "dirty": False,
+                  "data": {"fingerprint": "f"}, "args": {"batch_size": 8, **flags}}
+        return provenance([{"config": config}])["device"]
+
+    assert device() == device(compile=False, graph=False) == ["Chip (cuda, 2 threads)"]
+    assert device(compile=True) == ["Chip (cuda, 2 threads, compiled)"]
+    assert device(graph=True) == ["Chip (cuda, 2 threads, captured)"]

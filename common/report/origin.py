@@ -16,8 +16,9 @@ def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
 
     def device(config):
         threads = config["device"].get("threads")
-        return f"{config['device']['name']} ({config['device']['type']}" + \
-            (f", {threads} thread{'s' if threads > 1 else ''})" if threads else ")")
+        how = [config["device"]["type"], *([f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []),
+               *(word for name, word in (("compile", "compiled"), ("graph", "captured")) if config["args"].get(name))]
+        return f"{config['device']['name']} ({', '.join(how)})"
 
     return {
         "device": distinct(device(config) for config in configs),

@@ -24,7 +24,7 @@ from common.log import read_rows
 from common.machine import code_version, device_name, versions
 from common.plans import FOLDS, ROOT, every_script
 from common.report.markdown import table
-from common.speed.loops import PHASES, STEPS, build_loops, take_turns
+from common.speed.loops import FLAGS, PHASES, STEPS, build_loops, take_turns
 from common.tasks import TASKS
 
 LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph")
@@ -46,7 +46,7 @@ def measure_loops(loops: dict, rounds: int, steps: int, bar: tqdm) -> dict[str, 
 
 
 def peak_memory(options: list[str], name: str) -> int:
-    """Bytes that steps of a loop add at most to a process of its own: allocated on a GPU, else resident; 0 where nobody says."""
+    """Bytes that steps of a loop add at most to a process of its own: taken on a GPU, else resident; 0 where nobody says."""
     command = [sys.executable, "-m", "common.speed", *options, "--memory-of", name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
@@ -64,10 +64,14 @@ def print_memory(options: list[str], name: str) -> None:
             ctypes.CDLL(None).malloc_trim(0)                  # what loading the data has left free
             before = resident("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")     # the peak counts from here
+        on_gpu = torch.device(options[-1]).type == "cuda"
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_reserved()             # not allocated: a captured graph allocates at its capture alone
         for _ in range(3):
             loop.step()
-        on_gpu = torch.device(options[-1]).type == "cuda"
-        print(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before if on_linux else 0)
+        print(torch.cuda.max_memory_reserved() - before if on_gpu else resident("VmHWM") - before if on_linux else 0)
 
 
 def measure_steps(options: list[str], folder: str, scripts: list[str], turns: int, bar: tqdm) -> dict[str, dict]:
@@ -158,8 +162,9 @@ def main(argv: list[str] | None = None) -> None:
         for name in names[:-1]:
             loops[name]["peak_bytes"] = peak_memory(options, name)
             bar.update()
-        few = 5.5 * args.batch_size / built["eager"].data.examples / 0.9          # examples for five steps, a tenth held out
-        small = [*options, "--subset", f"share:{min(1, few):.4f}"]
+        some = 55.5 if "graph" in names else 5.5              # steps of an epoch, a tenth being held out
+        few = some * args.batch_size / built["eager"].data.examples / 0.9
+        small = [*options, "--subset", f"share:{min(1, few):.4f}", *(FLAGS["graph"] if "graph" in names else [])]
         steps = measure_steps(small, folder, scripts, args.turns, bar) if scripts else {}
     device = torch.device(args.device)
     found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,

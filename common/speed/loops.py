@@ -45,7 +45,8 @@ class Ours:
     def _forever(self):
         for epoch in self.run.epochs(self.run.args.epochs, self.data, step=self.do):
             yield from train_batches(self.data.train, self.run, epoch)
-            self.do.means()
+            with self.run.untimed("eval"):
+                self.do.means()
 
     def step(self) -> None:
         progress, batch = next(self.batches)
@@ -77,7 +78,10 @@ class Graphed(Ours):
 
 
 class Textbook:
-    """A DataLoader with PIL transforms, a contiguous model in float32 or under autocast, a loss whose value is read each step."""
+    """A DataLoader with PIL transforms, a contiguous model in float32 or under autocast, a loss whose value is read each step.
+
+    On a GPU its float32 convolutions are TF32, which is torch's default.
+    """
 
     def __init__(self, ours: Ours, amp: bool):
         from torchvision import transforms  # a second, and only here
@@ -99,10 +103,14 @@ class Textbook:
             def __getitem__(self, i):
                 return transform(examples[i][0]), examples[i][1]
 
-        workers = 4 if ours.run.device.type == "cuda" else 0  # beside a model on the same cores they gain nothing
-        self.loader = torch.utils.data.DataLoader(Examples(), args.batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                                                  pin_memory=workers > 0, persistent_workers=workers > 0,
-                                                  generator=generator(args.seed, "textbook"))
+        # beside a model on the same cores they gain nothing
+        workers = 4 if ours.run.device.type == "cuda" else 0
+        self.ahead = 2 * workers + 2                          # batches that workers make while other loops have their turn
+        everything = Examples()
+        sampler = torch.utils.data.RandomSampler(everything, num_samples=1000 * len(examples),         # workers never start anew
+                                                 generator=generator(args.seed, "textbook"))
+        self.loader = torch.utils.data.DataLoader(everything, args.batch_size, sampler=sampler, drop_last=True,
+                                                  num_workers=workers, pin_memory=workers > 0)
         self.device, self.amp = ours.run.device, ours.run.amp if amp else None
         self.model = models.build(args.model, len(ours.data.classes), generator(args.seed, "weights"), self.device)
         self.model = self.model.to(memory_format=torch.contiguous_format)
@@ -145,6 +153,16 @@ class Convolutions:
             ours.model(batch.image)
         for hook in hooks:
             hook.remove()
+        self.graph = None
+        if ours.run.device.type == "cuda":                    # else launching them would take longer than they do
+            self.graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    self._call()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                self._call()
 
     def _add(self, module: nn.Conv2d, like, kind: torch.dtype) -> None:
         image = torch.randn_like(like, dtype=kind, memory_format=torch.channels_last)
@@ -158,17 +176,24 @@ class Convolutions:
                                                 module.groups, mask)
         self.calls.append(call)
 
-    def step(self) -> None:
+    def _call(self) -> None:
         for call in self.calls:
             call()
+
+    def step(self) -> None:
+        self.graph.replay() if self.graph else self._call()
+
+
+OURS = {"eager": Ours, "compiled": Ours, "graph": Graphed}
+
+
+def ours(name: str, options: list[str], folder: str) -> Ours:
+    return OURS[name]([*options, *FLAGS[name], "--results", f"{folder}/{name}"])
 
 
 def build_loops(options: list[str], folder: str, names: list[str]) -> dict:
     """The loops called `names`, in a process of their own or beside each other."""
-    loops = {"eager": Ours([*options, "--results", f"{folder}/eager"])}
-    for name, loop in (("compiled", Ours), ("graph", Graphed)):
-        if name in names:
-            loops[name] = loop([*options, *FLAGS[name], "--results", f"{folder}/{name}"])
+    loops = {name: ours(name, options, folder) for name in OURS if name in {"eager", *names}}
     for name in ("textbook", "textbook_amp"):
         if name in names:
             loops[name] = Textbook(loops["eager"], amp=name == "textbook_amp")
@@ -188,10 +213,13 @@ def take_turns(loops: dict, rounds: int, steps: int, bar: tqdm) -> tuple[dict, d
         bar.update()
     for _ in range(rounds):
         for name, loop in loops.items():
-            begin = clock.elapsed()
+            read = loop.run.clock.counted if hasattr(loop, "run") else clock.elapsed           # ours end epochs, off their clock
+            for _ in range(getattr(loop, "ahead", 0)):
+                loop.step()
+            begin = read()
             for _ in range(steps):
                 loop.step()
-            seconds[name].append((clock.elapsed() - begin) / steps)
+            seconds[name].append((read() - begin) / steps)
             if hasattr(loop, "phases"):
                 before = clock.elapsed()
                 for phase in loop.phases():
