@@ -23,7 +23,7 @@ def sgd(model: nn.Module, args) -> torch.optim.SGD:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return torch.optim.SGD([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-                           lr=args.lr, momentum=0.9, nesterov=True, fused=decayed[0].device.type in FUSED)
+                           lr=args.lr, momentum=0.9, nesterov=True, fused=decayed[0].device.type in FUSED or None)
 
 
 def one_cycle(progress: float, peak: float = 0.25, start: float = 0.04) -> float:
