@@ -62,6 +62,9 @@ THREE, FRESH = (0, 1, 2), (10, 11, 12, 13, 14)
 # Best of cifar100-mini-tuning.
 MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 BETWEEN = MINI | {0.375: (0.8, 2e-4), 0.75: (0.8, 2e-4)}      # not tuned there: what most of them chose
+# Best of grow-mini-tuning; and for the past runs the best of those at budget 1 that memorized (train accuracy 95 % or more).
+GROW = {0.25: (0.2, 5e-4), 0.375: (0.2, 5e-4), 0.5: (0.4, 5e-4), 0.75: (0.4, 1e-3), 1: (0.4, 2e-3), 2: (0.8, 2e-3)}
+MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 
 
@@ -177,7 +180,7 @@ def studies() -> dict[str, Study]:
     half = (0.25, 0.5)
     memorize = ("--augment", "none", "--batch-size", "64")
     grow = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
-            "past_options": ("--subset", "share:0.1", *memorize)}
+            "past_options": ("--subset", "share:0.1", *memorize, *MEMORIZE)}
     # crosses: learning rates at one weight decay, weight decays at one learning rate
     search = (*(runs for budget in quarter for runs in (
                   *tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,)), *tuning(budget, (0.1,), (1e-4, 2e-3)))),
@@ -217,7 +220,7 @@ def studies() -> dict[str, Study]:
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=augmented, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
-        "grow-mini": Study(**grow, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
+        "grow-mini": Study(**grow, settings=GROW, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (
                 "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",

@@ -143,6 +143,14 @@ def test_settings_are_those_that_the_tuning_chose(name):
     assert all(one in most for budget, one in settings.items() if budget not in tuned)          # those between them
 
 
+def test_past_runs_that_memorize_have_the_best_settings_of_those_that_do():
+    rows = json.loads((ROOT / "results/grow-mini-tuning/tuning.json").read_text())["rows"]
+    memorized = [row for row in rows if row["budget"] == 1 and row["accuracy"] is not None and row["train_accuracy"] >= 0.95]
+    best = max(memorized, key=lambda row: row["accuracy"])
+    options = studies()["grow-mini"].past_options
+    assert [float(options[options.index(name) + 1]) for name in ("--lr", "--weight-decay")] == [best["lr"], best["weight_decay"]]
+
+
 def test_every_path_the_readme_links_exists():
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
