@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from common import ranks
-from common.args import PLACE, recorded
 from common.examples import parts_right
 from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
+from common.naming import PLACE, recorded
 
 
 def describe(args, name: str, past_names: list[str], device: torch.device) -> dict:

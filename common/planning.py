@@ -5,8 +5,9 @@ import shlex
 
 import numpy as np
 
-from common.args import folder_name
-from common.plans import FOLDS, Runs, Study, settings, studies
+from common.naming import folder_name
+from common.planparts import FOLDS, Runs, Study
+from common.plans import settings, studies
 
 RATES, DECAYS = (0.05, 1.6), (5e-5, 5e-3)                     # of a random search, drawn evenly in their logarithms
 

@@ -1,52 +1,6 @@
 """The fixed plans of results/, so that nobody chooses a size that suits a result; written down by common/planning.py."""
-from dataclasses import dataclass, field
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-FOLDS = {"methods/rho_loss"}                                  # reuse past runs that each left out another fifth
-NOTHING_REUSED = {"baselines/label_smoothing", "baselines/ema", "baselines/lawa"}
-
-
-@dataclass(frozen=True)
-class Runs:
-    """One script at several budgets and seeds."""
-
-    script: str                                               # "methods/kd"
-    budgets: tuple[float, ...]
-    seeds: tuple[int, ...]
-    options: tuple[str, ...] = ()
-    tag: str = ""
-    past: str = ""                                            # kind of past runs; folds for a script in FOLDS, else past
-
-
-@dataclass(frozen=True)
-class Study:
-    """A fixed plan; a budget is a share of `epochs`."""
-
-    task: str
-    model: str
-    past_epochs: float
-    runs: tuple[Runs, ...]
-    epochs: float | None = None                               # of budget 1; the past runs' where there is none
-    past_options: tuple[str, ...] = ()                        # of the past runs; with --lr their settings, else those of budget 1
-    options: tuple[str, ...] = ()                             # of all new runs
-    past_of: str = ""                                         # the study whose past runs these are, if not its own
-    confirms: str = ""                                        # the study that chose these methods, on other seeds
-    past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
-    generations: int = 0                                      # length of chains in which each run reuses the one before
-    portions: int = 0                                         # in which the data arrive; each run reuses the one before
-    trials: int = 0                                           # of random searches in which each run reuses the best so far
-    others: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)      # kind of past runs -> epochs, options
-    settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
-    scenario: str = "same"
-    recommend: bool = True
-    tuning: bool = False                                      # no past runs; the report is a table of settings
-
-
-def every_script() -> list[str]:
-    """"baselines/ema", ..., scratch first."""
-    found = [f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in sorted((ROOT / folder).glob("*.py"))]
-    return sorted(found, key=lambda script: script != "baselines/scratch")
+from common.demos import demos
+from common.planparts import FOLDS, Runs, Study, every_script
 
 
 def settings(lr: float, decay: float) -> tuple[str, ...]:
@@ -87,36 +41,6 @@ def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) 
             *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 
-# scenario -> arguments of its past runs and of its new ones, and the scripts that refuse there (README's table of scripts)
-SCENARIOS = {
-    "grow": (("--subset", "half"), ("--parts", "half"), {"methods/rho_loss"}),
-    "classes": (("--subset", "classes:16"), ("--parts", "classes:16"),
-                {"methods/rho_loss", "methods/dkd", "methods/born_again", "methods/curriculum_dkd"}),
-    "shift": (("--subset", "members:3/4"), ("--labels", "coarse", "--parts", "members:3/4"), {"methods/rho_loss"}),
-    "model": (("--model", "resnet8x0.5"), (), {
-        "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/weight_average",
-        "methods/layer_freeze", "methods/loss_replay", "methods/shrink_perturb_kd", "methods/early_checkpoint_kd"}),
-}
-
-
-def demo_of(scenario: str) -> Study:
-    """Every script that works there, once, in a few minutes."""
-    past, new, refuse = SCENARIOS[scenario]
-    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
-    return Study("shapes", "resnet8", 3, scenario=scenario, recommend=False, past_options=past, options=new,
-                 past_seeds=(100, 101), runs=runs)
-
-
-ONLY_CLASSES = {"methods/dkd", "methods/born_again", "methods/curriculum_dkd"}          # refuse pixels and boxes
-NOT_BOXES = {"baselines/label_smoothing", "methods/schedule_reuse"}
-
-
-def demo_dense(task: str, refuse: set[str]) -> Study:
-    """Every script that works on that task, once, in a few minutes."""
-    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
-    return Study(task, "resnet8", 3, recommend=False, past_seeds=(100, 101), runs=runs)
-
-
 def dense_minis(name: str, task: str, rates: tuple[float, ...],
                 settings: dict[float, tuple[float, float]] | None = None) -> dict[str, Study]:
     """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning.
@@ -141,22 +65,6 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
             options=("--parts", "half"), runs=(
                 Runs("baselines/scratch", (0.25, 0.5, 0.75, 1), THREE), Runs("baselines/warm_start", half, THREE),
                 Runs("methods/shrink_perturb", half, THREE)))}
-
-
-def demo_sequences() -> dict[str, Study]:
-    """Chains, streams and searches with every script that reuses one run of any kind, in a few minutes."""
-    scripts = [script for script in every_script()[1:] if script not in FOLDS and script not in NOTHING_REUSED]
-    scratch, longer = "baselines/scratch", 0.35               # more than one epoch: a run of less keeps no checkpoint
-    return {"demo-generations": Study(
-                "shapes", "resnet8", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
-                past_options=("--subset", "half"), options=("--subset", "half"),
-                runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
-            "demo-stream": Study(
-                "shapes", "resnet8x0.5", 3, scenario="stream", recommend=False, portions=5,
-                runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
-            "demo-tuning": Study(
-                "shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,
-                runs=(Runs(scratch, (0.5, 1), (0,)), *(Runs(script, (0.5,), (0,)) for script in scripts)))}
 
 
 def studies() -> dict[str, Study]:
@@ -198,12 +106,7 @@ def studies() -> dict[str, Study]:
                  *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
-        "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
-            Runs(script, (0.5, 1), THREE if script == "baselines/scratch" else (0, 1)) for script in every_script())),
-        **{f"demo-{scenario}": demo_of(scenario) for scenario in SCENARIOS},
-        "demo-segmentation": demo_dense("shapes-seg", ONLY_CLASSES),
-        "demo-detection": demo_dense("shapes-det", ONLY_CLASSES | NOT_BOXES),
-        **demo_sequences(),
+        **demos(),
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
             *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
             *(runs for budget in (0.5, 1) for runs in (

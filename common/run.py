@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from common import folder, ranks, resume
 from common.amp import amp_dtype
-from common.args import folder_name
 from common.clock import Clock
 from common.data import Data
 from common.examples import merge, write_epoch
 from common.files import Refused, unwritable, write_json
 from common.log import Bar, write_rows
 from common.machine import keep_memory, versions, warm_up
+from common.naming import folder_name
 from common.past import PastRun, finished
 from common.pictures import write_picture
 from common.runfiles import read_config

@@ -21,7 +21,8 @@ import torch
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.files import Refused, lock, read_json, write_json
 from common.planning import plan
-from common.plans import ROOT, studies
+from common.planparts import ROOT
+from common.plans import studies
 from common.runfiles import find_runs
 from common.speed.fastest import fastest
 from common.speed.loops import FLAGS

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common import shapes
-from common.plans import FOLDS
+from common.planparts import FOLDS
 from common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,11 +14,12 @@ from torch import nn
 
 from common import tasks
 from common.boxes import BoxSplit, evaluate_detector
+from common.demos import NOT_BOXES, ONLY_CLASSES
 from common.detection import heat, objects
 from common.files import Refused
 from common.log import rebuild_tensorboard
 from common.pictures import boxed, colours
-from common.plans import FOLDS, NOT_BOXES, ONLY_CLASSES
+from common.planparts import FOLDS
 from common.seeding import generator
 from common.splits import VIEWS
 

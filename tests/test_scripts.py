@@ -16,9 +16,10 @@ import torch
 from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights
 
 from common import shapes
+from common.demos import SCENARIOS
 from common.files import Refused
 from common.planning import plan
-from common.plans import SCENARIOS, studies
+from common.plans import studies
 from common.run import Run
 from common.tasks import TASKS
 

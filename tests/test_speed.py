@@ -10,7 +10,7 @@ from common.files import Refused
 from common.machine import keep_memory
 from common.speed import fastest
 from common.speed.__main__ import main
-from common.speed.loops import build_loops
+from common.speed.rivals import build_loops
 
 
 def test_a_table_and_its_json(tmp_path, capsys, monkeypatch):

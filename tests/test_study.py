@@ -8,7 +8,8 @@ from conftest import SCRIPTS
 
 from common import planning, study
 from common.planning import plan
-from common.plans import VARIANTS, Runs, Study, dense_minis, studies
+from common.planparts import Runs, Study
+from common.plans import VARIANTS, dense_minis, studies
 from common.report import write_report
 from common.report.overview import write_overview
 from common.report.search import what_pays

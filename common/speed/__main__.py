@@ -22,9 +22,10 @@ from common import models
 from common.files import write_json
 from common.log import read_rows
 from common.machine import code_version, device_name, versions
-from common.plans import FOLDS, ROOT, every_script
+from common.planparts import FOLDS, ROOT, every_script
 from common.report.markdown import table
-from common.speed.loops import FLAGS, PHASES, STEPS, build_loops, take_turns
+from common.speed.loops import FLAGS, PHASES, STEPS, take_turns
+from common.speed.rivals import build_loops
 from common.tasks import TASKS
 
 LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph")
