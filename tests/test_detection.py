@@ -10,6 +10,7 @@ from PIL import Image
 from torch import tensor
 
 from common import boxfiles, shapes
+from common.boxes import mean_average_precision, shifted
 from common.data import Split
 from common.dense import build_detector
 from common.detection import (
@@ -19,8 +20,6 @@ from common.detection import (
     detection_mean,
     detection_stats,
     heat,
-    mean_average_precision,
-    shifted,
 )
 from common.files import Refused
 from common.seeding import generator
