@@ -9,11 +9,10 @@ Neutral  --horizon 0 is baselines/scratch.py, bit for bit
     python baselines/ema.py
 """
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
-
-from copy import deepcopy
 
 import torch
 
@@ -59,7 +58,7 @@ def main(args):
     for epoch in run.epochs(args.epochs, data, step=step, ema=ema):     # 0 is before training; restores a killed run
         for progress, batch in train_batches(data.train, run, epoch):
             step(batch, plain, lr=args.lr * one_cycle(progress))
-            follow(ema, model, 1 / max(horizon, 1) if run.steps > 1 else 1)
+            follow(ema, model, 1 / max(horizon, 1) if run.steps > 1 else 1)     # initial weights take no part
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(ema, data.test))
     run.finish(ema)

@@ -1,4 +1,4 @@
-"""The arguments that every script takes, and what makes two runs the same run."""
+"""The arguments that every script takes, and what is refused among them."""
 import argparse
 import math
 import re

@@ -160,6 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise Refused(f"--jobs must be at least 1, got {args.jobs}.")
+    if args.graph and not torch.cuda.device_count():
+        raise Refused("--graph is for GPUs, and there is none here: leave it out.")
     os.chdir(ROOT)                                            # commands and folders in a plan are relative to it
     chosen = plan(args.study, plans[args.study])
     everything = chosen["past"] + chosen["runs"]

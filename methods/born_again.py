@@ -79,7 +79,7 @@ def main(args):
             if args.term == "dkpp":
                 drawn = torch.rand(args.batch_size, len(data.classes), generator=generator(args.seed, "permute", run.steps))
                 own = ranks.own(drawn)
-                noise.copy_(own.pin_memory() if noise.is_cuda else own, non_blocking=True)
+                noise.copy_(own.pin_memory() if noise.is_cuda else own, non_blocking=True)          # pinned: nothing waits
             step(batch, distil, lr=args.lr * one_cycle(progress))
         with run.untimed("eval"):
             run.log(epoch, step.means() | task.evaluate(model, data.test))

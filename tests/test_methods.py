@@ -2,6 +2,7 @@
 import argparse
 import json
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from conftest import parse, rows, run_script, same_weights
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from baselines import lawa
+from baselines import ema, lawa
 from common import examples, models
 from common.amp import autocast
 from common.data import train_batches
@@ -454,3 +456,17 @@ def test_arguments_refuse_what_makes_no_sense(past, capsys):
         with pytest.raises(SystemExit):
             parse(script, "--past", past, option, value)
         assert option in capsys.readouterr().err
+
+
+def test_ema_follows_as_torch_s_does():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    mine, theirs = deepcopy(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    for number in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator(number, "ema")))
+            model(torch.randn(4, 3, 8, 8, generator=generator(number, "image")))           # batch norm's statistics move
+        ema.follow(mine, model, 0.25 if number else 1)
+        theirs.update_parameters(model)
+    theirs = theirs.module.state_dict() | {"1.num_batches_tracked": torch.tensor(4)}        # which it averages as well
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.state_dict().items())

@@ -7,6 +7,7 @@ import pytest
 from conftest import SCRIPTS
 
 from common import planning, study
+from common.files import Refused
 from common.planning import plan
 from common.planparts import Runs, Study
 from common.plans import VARIANTS, dense_minis, studies
@@ -320,3 +321,8 @@ def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):
     text = write_overview(tmp_path).read_text()
     assert f"- [x-mini](x-mini/REPORT.md), `resnet8` on `cifar100`, data arrive in portions: {said}." in text
     assert "demo-x" not in text
+
+
+def test_a_study_cannot_be_captured_without_a_gpu(tmp_path):
+    with pytest.raises(Refused, match="--graph is for GPUs, and there is none here: leave it out"):
+        study.main(["demo", "--graph"])
