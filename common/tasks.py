@@ -93,15 +93,16 @@ def classification_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def evaluate_classifier(model: nn.Module, split: Split, batch: int = 500, per_class: bool = False) -> dict[str, float]:
+def evaluate_classifier(model: nn.Module, split: Split, batch: int | None = None, per_class: bool = False) -> dict[str, float]:
     """Accuracy (fraction) and loss (nats) over the whole split; accuracy of its parts, too. The model's mode stays.
 
+    batch: images at a time; 100 unless told on a CPU, where the activations of 500 leave its cache (a third slower), else 500.
     per_class: the mean of every class's accuracy as well, where classes have unlike numbers of examples.
     """
     training = model.training
     model.eval()
     loss, right = torch.zeros((), device=split.device), torch.zeros(len(split.target), dtype=torch.bool, device=split.device)
-    for examples in all_batches(split, batch):
+    for examples in all_batches(split, batch or (100 if split.device.type == "cpu" else 500)):
         with autocast(split.amp, split.device):
             output = model(examples.image).float()
         loss = loss + F.cross_entropy(output, examples.target, reduction="sum")
