@@ -44,7 +44,10 @@ class Data:
 
 
 def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] of the channels of images `keep` [n] of [N, H, W, 3] uint8, from exact histograms."""
+    """Mean and standard deviation [3] of the channels of images `keep` [n] of [N, H, W, 3] uint8, from exact histograms.
+
+    The deviation of a channel that is the same everywhere, as of microscopes with two dyes, is 1, so that one may divide by it.
+    """
     level, counts = np.arange(256), np.zeros((3, 256), np.int64)
     size = max(1, 2 ** 25 // images[0].nbytes)                # images at a time, of what may not fit in memory
     for begin in range(0, len(keep), size):
@@ -52,8 +55,8 @@ def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tenso
         counts += np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)])
     counts = counts / counts[0].sum()
     mean = counts @ level
-    std = np.sqrt(counts @ level ** 2 - mean ** 2)
-    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+    std = np.sqrt(np.maximum(counts @ level ** 2 - mean ** 2, 0))
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.where(std < 1e-3, 1, std), dtype=torch.float32)
 
 
 def fingerprint(images: np.ndarray, target: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import torch
 from conftest import parse, run_script
 
 from common import tasks
-from common.data import CENTER, VIEWS, Split, epoch_order, fingerprint, train_batches, visits
+from common.data import CENTER, VIEWS, Split, channel_moments, epoch_order, fingerprint, train_batches, visits
 from common.files import Refused
 from common.subsets import parts, rank_in_class, subset
 
@@ -70,6 +70,14 @@ def test_a_fingerprint_tells_data_sets_apart():
     assert len({fingerprint(images, target), fingerprint(other, target), fingerprint(images, target[::-1]),
                 fingerprint(images[:, :2], target)}) == 4
     assert fingerprint(images, target.astype(np.int32)) == fingerprint(images, target)
+
+
+def test_a_channel_that_is_the_same_everywhere_can_be_divided_by():
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    images[..., 2] = 77
+    mean, std = channel_moments(images, np.arange(10))
+    assert np.allclose(mean, images[:10].mean((0, 1, 2))) and mean[2] == 77
+    assert np.allclose(std[:2], images[:10, ..., :2].std((0, 1, 2)), rtol=1e-5) and std[2] == 1
 
 
 def test_visits():
