@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
                         "(default: one per core, 4 for each GPU)")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a quarter faster on two "
+    how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a fifth faster on two "
                      "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
     how.add_argument("--graph", action="store_true", help="capture the steps of the runs that begin now as CUDA graphs")
     how.add_argument("--fastest", action="store_true", help="whichever of these, or neither, ends this study's first run the "

@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.text import Text
 
 from common.files import Refused
 from common.log import Bar, TensorBoard
-from common.report import main, read_study, scores, write_readme, write_report
+from common.report import main, read_study, recommend, scores, write_readme, write_report
 from common.report.aggregate import aggregate
 from common.report.origin import provenance
 from common.report.overview import write_overview
@@ -449,10 +450,11 @@ def test_no_method_meets_a_rule_is_said(study):
     assert "No method is established as not worth it." in text and "below budget 1" not in text
     fill(study, "short", {0.5: [0.3, 0.5]})
     text = " ".join(item["text"] for item in run(study)["recommendations"])
-    assert "1 of 2 were measured below budget 1 alone, which says nothing about it." in text
+    assert "1 of 2 were measured up to budget 1/2 alone, and do not get there." in text
     fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"])      # .05 and .07 below scratch at budget 2
     text = " ".join(item["text"] for item in run(study)["recommendations"])
-    assert "Do not reload final weights: no row meets the rule. Nearest: `warm_start` at budget 1/2, −6.0 [" in text
+    assert "Reloading final weights is not established to pay, at scratch's learning rate: no row" in text
+    assert "meets the rule. Nearest: `warm_start` at budget 1/2, −6.0 [" in text
 
 
 def test_what_a_cheaper_scratch_beats_is_not_worth_it(study):
@@ -493,9 +495,46 @@ def test_regime_and_provenance_stand_under_every_table(tmp_path, train, verb, re
     text = (tmp_path / "REPORT.md").read_text()
     tables = len(re.findall(r"^\|:--", text, re.M))
     lines = re.findall(r"^<sub>.*</sub>$", text, re.M)
-    assert tables == len(lines) > 5 and all("this one past run" in line and verb in line for line in lines)
+    assert tables == len(lines) + 1 > 5 and all(             # the list of commits and devices is its own
+        "this one past run" in line and verb in line for line in lines)
     assert "Abacus (cpu, 1 thread). torch 2.9. Batch size 128. Commits aaaaaaaaaa and bbbbbbbbbb (dirty" in lines[0]
     assert "Seeds per row: 2" in lines[0]
+
+
+def test_what_is_reused_is_said_to_be_paid(study):
+    """Under `same`, where the past runs could have been one longer training: a teacher of 1e14 FLOPs, a run of 1e14."""
+    report = run(study)
+    kd = row(report, "scratch", 1) | {"method": "kd", "mean": 0.55, "sequence_flops": 2.1e14}
+    rows = [kd, *(row(report, "scratch", budget) | {"flops": 1e14 * budget} for budget in (1, 2))]
+    assert recommend.if_charged(report | {"rows": rows}, "kd") == (
+        " What is reused counts as paid; charged in full, `kd` at budget 1 costs 210 TFLOP and has 55.0 %, "
+        "scratch at budget 2 costs 200 TFLOP and has 60.0 %.")
+    assert recommend.if_charged(report | {"rows": rows, "scenario": "grow"}, "kd") == ""
+
+
+def test_many_commits_are_counted_and_listed_once(study):
+    for i in range(4):
+        fill(study, f"m{i}", {1: [0.5, 0.52]}, commit=f"{i}" * 40, dirty=i == 3)
+    run(study)
+    text = (study / "REPORT.md").read_text()
+    assert "5 [commits](#made-by), 1 of them with uncommitted changes." in text
+    assert "| `m3` | 1 | 3333333333 (dirty: with uncommitted changes) | Abacus (cpu, 1 thread) |" in text
+    assert text.count("3333333333") == 1
+
+
+def test_a_study_measured_again_is_one_row_of_the_overview(study):
+    again = study.parent / "again"
+    recommend_study(study)
+    shutil.copytree(study, again)
+    change_plan(again, confirms="tiny")
+    (again / "plan.json").write_text((again / "plan.json").read_text().replace('"study": "tiny"', '"study": "again"'))
+    fill(study, "warm_start", {0.5: [0.54, 0.54], 1: [0.7, 0.7]}, reused=["weights"])
+    run(study), run(again)
+    text = write_overview(study.parent).read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| [")]
+    assert len(lines) == 1 and lines[0].startswith("| [again](again/REPORT.md), after [tiny](tiny/REPORT.md) | nothing is new |")
+    assert lines[0].endswith("| `warm_start` |")              # what the second did not measure is the first's
+    assert "## tiny\n\nIts strongest were measured again: [again](again/REPORT.md).\n\n- " in text
 
 
 def test_same_runs_same_bytes_and_figures(study, drawn):

@@ -65,10 +65,10 @@ def test_readme_shows_the_report(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     shutil.copy(ROOT / "README.md", readme)
     monkeypatch.chdir(ROOT)
-    folder = (ROOT / "results" / "cifar100-mini").relative_to(ROOT)
+    folder = (ROOT / "results" / "cifar100-mini-fresh").relative_to(ROOT)
     write_readme(folder, readme)
     assert readme.read_text() == (ROOT / "README.md").read_text(), \
-        "run `python -m common.report --readme results/cifar100-mini` and commit"
+        "run `python -m common.report --readme results/cifar100-mini-fresh` and commit"
 
 
 REPORTS = [path for path in COMMITTED.splitlines() if path.count("/") == 2 and path.endswith("/report.json")]
@@ -94,29 +94,38 @@ def intervals(row) -> set[str]:
 
 
 def test_findings_say_what_the_reports_say():
-    """Each bullet's intervals are those of a method that it names, each other number stands in a report or a tuning table."""
-    known, said = set(), {}
+    """Each bullet's intervals are those of a method that it names, each other number stands in a report or a tuning table.
+
+    Of the study in the section's heading, or of the one that it measures again; README's, of any.
+    """
+    known, said, also = {}, {}, {}                            # study -> numbers; -> method -> intervals; -> which it confirms
     for path in COMMITTED.splitlines():
         if path.endswith("/tuning.json"):
-            numbers(json.loads((ROOT / path).read_text()), known)
+            numbers(json.loads((ROOT / path).read_text()), known.setdefault(path.split("/")[1], set()))
     for path in REPORTS:
-        report = json.loads((ROOT / path).read_text())
-        numbers(report, known)
+        report, study = json.loads((ROOT / path).read_text()), path.split("/")[1]
+        numbers(report, known.setdefault(study, set()))
+        own, also[study] = said.setdefault(study, {}), {report.get("confirms", study)}
         for row in report["rows"]:
-            said.setdefault(row["method"], set()).update(intervals(row))
+            own.setdefault(row["method"], set()).update(intervals(row))
         for score in report["scores"]:
-            said[score["method"]].update(speed_up(target["speed_up"]["flops"]) for target in (score["targets"] or {}).values()
-                                         if target["speed_up"]["flops"])
+            own[score["method"]].update(speed_up(target["speed_up"]["flops"]) for target in (score["targets"] or {}).values()
+                                        if target["speed_up"]["flops"])
     count = 0
     first = (ROOT / "README.md").read_text().partition("<!-- result -->")[0]
-    for bullet in [*(ROOT / "results" / "FINDINGS.md").read_text().split("\n- ")[1:], first]:
-        bullet = " ".join(bullet.split())
-        named = set().union(*(said.get(name, set()) for name in re.findall(r"`([\w-]+)`", bullet)))
-        found = re.findall(r"[+−]?\d+\.\d+ \[[^]]+\]", bullet)
-        assert set(found) <= named, f"{bullet[:60]}: {set(found) - named}"
-        rest = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", bullet))
-        assert set(rest) <= known, f"{bullet[:60]}: {set(rest) - known}"
-        count += len(found)
+    sections = [(*part.split(":", 1),) for part in (ROOT / "results" / "FINDINGS.md").read_text().split("\n## ")[1:]]
+    assert {study for study, _ in sections} <= known.keys()
+    for studies_, bullets in [(also.get(study, set()) | {study}, text.split("\n- ")[1:]) for study, text in sections] \
+            + [(set(known), first.split("\n- ")[1:])]:
+        numbers_said = set().union(*(known[study] for study in studies_))
+        for bullet in (" ".join(bullet.split()) for bullet in bullets):
+            named = set().union(*(said[study].get(name, set()) for study in studies_ & said.keys()
+                                  for name in re.findall(r"`([\w-]+)`", bullet)))
+            found = re.findall(r"[+−]?\d+\.\d+ \[[^]]+\]", bullet)
+            assert set(found) <= named, f"{bullet[:60]}: {set(found) - named}"
+            rest = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`|\([^)]*\)", "", bullet))
+            assert set(rest) <= numbers_said, f"{bullet[:60]}: {set(rest) - numbers_said}"
+            count += len(found)
     assert count > 10
 
 

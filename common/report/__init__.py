@@ -45,14 +45,16 @@ def write_report(folder: Path) -> Path:
 def write_readme(folder: Path, readme: Path) -> None:
     """Puts the study's summary table and first figure between the README's `<!-- result -->` lines.
 
-    And each script's result at the study's common budget into the last column of the table of scripts.
+    And each script's result, at the common budget of this study or of the one it confirms, into the last column of the table of
+    scripts.
     """
     mark, report = "<!-- result -->\n", read_json(folder / "report.json")
+    every = read_json(folder.parent / report["confirms"] / "report.json") if report.get("confirms") else report
     before, _, after = readme.read_text().split(mark)
     after = re.sub(r"^(\| `(?:baselines|methods)/(\w+)\.py` .*\| )[^|]*\|$",
-                   lambda line: f"{line[1]}{result(report, line[2])} |".replace("|  |", "| |"), after, flags=re.M)
+                   lambda line: f"{line[1]}{result(every, line[2])} |".replace("|  |", "| |"), after, flags=re.M)
     where = folder.as_posix()
-    block = f"{summary(report)} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
+    block = f"{summary(report, f'{where}/REPORT.md#made-by')} All of it: [{where}/REPORT.md]({where}/REPORT.md).\n\n" \
         f"![Test {terms(report).noun} over budget]({where}/figures/tradeoff.png)\n"
     write_atomic(readme, before + mark + block + mark + after)
 

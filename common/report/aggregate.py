@@ -226,6 +226,8 @@ def aggregate(study: Mapping) -> dict:
                 | (run["failed"] or {}) for run in [*study["past"], *study["runs"]] if run["state"] in states]
 
     usual = [run for run in study["past"] if kind(run) == "past"]
+    seen = {name: {run["config"]["data"].get("train_examples") for run in runs if run["config"]}
+            for name, runs in (("new", study["runs"]), ("past", usual))}
     # a study may call another number of epochs than the past runs' its budget 1, so the rows have the last word
     epochs = [row["epochs"] / row["budget"] for row in rows if row["epochs"]]
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
@@ -233,6 +235,7 @@ def aggregate(study: Mapping) -> dict:
               "budget_1_epochs": epochs[0] if epochs else plan["past_epochs"],
               "full_accuracy": targets["full"], "targets": targets, "common_budget": common,
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
+              "train_examples": {name: numbers.pop() if len(numbers) == 1 else None for name, numbers in seen.items()},
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
               "past": past_runs(usual, study["score"]), "missing": listed("not started", "unfinished"),
               "failed": listed("failed")} | ({"confirms": plan["confirms"]} if "confirms" in plan else {})

@@ -151,19 +151,20 @@ def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Pat
 
 
 def step_cost(report: Mapping, path: Path) -> bool:
-    """Cost of a step over scratch's: FLOPs solid, counted seconds hatched, side by side."""
+    """Cost of a step over scratch's, the cheapest first: FLOPs solid, counted seconds hatched, side by side."""
     scored = [score for score in ranking(report) if score["step_cost"] and score["method"] != "scratch"]
+    scored.sort(key=lambda score: score["step_cost"]["flops"])
     if not scored:
         return False
-    looks = styles(report)
     figure, (axes,) = panels(1, (8.5, 1.3 + (0.42 if len(scored) < 12 else 0.32) * len(scored)))
     for i, score in enumerate(scored):
-        cell, colour = score["step_cost"], looks[score["method"]]["color"]
-        for offset, clock, look in ((-0.19, "flops", {"color": colour}),
+        cell, colour = score["step_cost"], COLOURS[0]
+        timed = cell["seconds"] is not None
+        for offset, clock, look in ((-0.19 * timed, "flops", {"color": colour}),
                                     (0.19, "seconds", {"facecolor": "white", "edgecolor": colour, "hatch": "////"})):
             if cell[clock] is None:
                 continue
-            axes.barh(i + offset, cell[clock], height=0.34, **look)
+            axes.barh(i + offset, cell[clock], height=0.34 if timed else 0.6, **look)
             axes.annotate(f"{cell[clock]:.2f}", (cell[clock], i + offset), xytext=(3, 0), va="center", fontsize=7.5,
                           color=INK, textcoords="offset points", zorder=4,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
@@ -197,7 +198,8 @@ def speedup(report: Mapping, path: Path) -> bool:
                 panel.annotate(cells["flops"]["status"], (1, i), xytext=(6, 0), textcoords="offset points", fontsize=8,
                                va="center", color="#666666", style="italic")
                 continue
-            for offset, clock, face in ((-0.14, "flops", colour), (0.2, "seconds", "white")):
+            timed = cells["seconds"]["value"] is not None
+            for offset, clock, face in ((-0.14 * timed, "flops", colour), (0.2, "seconds", "white")):
                 cell = cells[clock]
                 if cell["value"] is None:
                     continue

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common.report import words
-from common.report.figures import INK, clean, panels, save, styles
+from common.report.figures import COLOURS, INK, clean, panels, save
 from common.report.recommend import rows_of
 from common.report.words import point_interval
 
@@ -104,7 +104,6 @@ def result(report: Mapping, script: str) -> str:
 
 def draw_landscape(report: Mapping, path: Path) -> bool:
     """A dot and an interval for every method: over scratch at equal FLOPs, over warm_start where weights are reloaded."""
-    looks = styles(report)
     both = [[row for row in rows if row["seeds"] and headline(row)["mean"] is not None] for rows in split(report)]
     both[1] = [row for row in both[1] if row["method"] != "warm_start"]
     if len(both[0]) + len(both[1]) < 2:
@@ -114,7 +113,7 @@ def draw_landscape(report: Mapping, path: Path) -> bool:
     figure, axes = panels(len(chosen), (5.4 * len(chosen), 1.2 + 0.24 * max(len(rows) for rows, _ in chosen)), sharey=False)
     for panel, (rows, title) in zip(axes, chosen, strict=True):
         for i, row in enumerate(rows):
-            cell, colour = headline(row), looks[row["method"]]["color"]
+            cell, colour = headline(row), COLOURS[0]
             if cell["low"] is not None:
                 panel.plot([100 * cell["low"], 100 * cell["high"]], [i, i], color=colour, linewidth=2)
             panel.plot([100 * cell["mean"]], [i], marker="o", markersize=5.5, color=colour,

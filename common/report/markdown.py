@@ -52,7 +52,8 @@ def headline(report: Mapping) -> str:
         reused = ", ".join(score["reused"]) or ("nothing" if any(row["seeds"] for row in rows) else "–")
         lines.append([f"`{score['method']}`", *cells, *costs, reused, complete])
     head = ["Method", "Speed-up to full, FLOPs", "by seconds", "to full − 1 point, FLOPs",
-            "Points over scratch at equal FLOPs, at budget", "FLOPs of a step", "seconds of a step", "Reuses", "Rows complete"]
+            "Points over scratch at equal FLOPs, at budget", "FLOPs per step, × scratch", "seconds per step, × scratch", "Reuses",
+            "Rows complete"]
     if not timed:
         lines, head = [line[:2] + line[3:6] + line[7:] for line in lines], head[:2] + head[3:6] + head[7:]
     others = len(report["scores"]) - len(chosen)
@@ -61,8 +62,8 @@ def headline(report: Mapping) -> str:
     return table(head, lines) + "\n\n" + words.provenance(used, report) + (more if others else "")
 
 
-def summary(report: Mapping) -> str:
-    """The table of the README's first screen: test score per budget, price of a step, speed-up."""
+def summary(report: Mapping, where: str) -> str:
+    """The table of the README's first screen: test score per budget, price of a step, speed-up. `where`: link to its commits."""
     largest = max((row["budget"] for row in report["rows"]), default=1)          # of scratch's own, this one says most
     budgets = sorted({row["budget"] for row in report["rows"] if row["method"] != "scratch"} | {largest})
     lines, chosen = [], along_curves(report)
@@ -78,10 +79,12 @@ def summary(report: Mapping) -> str:
     state = f" **{absent} of {report['planned']} runs are still missing**; rows that lack seeds count for nothing yet." \
         if absent else ""
     others = len(report["scores"]) - len(chosen)
-    more = f" {others} more methods and variants at one budget: under [Scripts](#scripts) and in the report." if others else ""
+    more = f" {others} more methods and variants at one budget: under [Scripts](#scripts) and in the report." if others else \
+        f" Chosen by {report['confirms']}, which has all methods at one budget: under [Scripts](#scripts)." \
+        if report.get("confirms") else ""
     heads = [f"{words.terms(report).test_column} at budget {budget(b)}" for b in budgets]
-    return table(["Method", *heads, "FLOPs of a step", f"Speed-up to {words.goal(report, 'full')}, FLOPs"], lines) \
-        + f"\n\n{words.provenance(report['rows'], report)}\n\n" \
+    return table(["Method", *heads, "FLOPs per step, × scratch", f"Speed-up to {words.goal(report, 'full')}, FLOPs"], lines) \
+        + f"\n\n{words.provenance(report['rows'], report, where)}\n\n" \
         + f"Budget: epochs, as a share of {report['budget_1_epochs']:g}. Full {words.terms(report).noun}: scratch's at " \
         f"budget 1. ± and [ ]: 95 % intervals over seeds. Not reached: not at the largest budget.{state}{more}"
 
@@ -185,14 +188,26 @@ def recommended(report: Mapping) -> str:
                                   for item in report["recommendations"])])
 
 
+def made_by(report: Mapping) -> str:
+    """Each row's code and machine, which no table repeats in full."""
+    lines = [[f"`{row['method']}`", budget(row["budget"]), " ".join(row["provenance"]["commit"]),
+              words.machines(row["provenance"]["device"])] for row in report["rows"] if row["seeds"]]
+    lines += [["past runs", "–", " ".join(report["past"]["provenance"]["commit"]),
+               words.machines(report["past"]["provenance"]["device"])]]
+    return table(["Method", "Budget", "Commits", "Device"], lines, text=("Commits", "Device"))
+
+
 def opening(report: Mapping) -> str:
     full = next((row for row in rows_of(report, "scratch") if row["budget"] == 1), None)
     noun = words.terms(report).noun
-    text = f"`{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`. "
+    new = words.SITUATIONS.get(report["scenario"], report["scenario"]).capitalize() + words.examples(report)
+    text = f"`{report['model']}` on `{report['task']}`. {new} (scenario `{report['scenario']}`). "
     text += f"Full {noun} is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
         else (f"Full {noun} is **{accuracy(full)} %**: scratch at budget 1, {report['budget_1_epochs']:g} epochs, "
               f"{words.count(full['seeds'], 'seed')}. ")
     text += f"Past runs: {words.regime(report)}. "
+    if full and full["complete"] and report["past"]["regime"] == "memorizes" and full["train_accuracy"] < words.REGIME_BORDER:
+        text += f"Scratch at budget 1 does not, its train accuracy is {percent(full['train_accuracy'])} %. "
     if not report["tuned"]:
         text += "**Scratch's learning rate and weight decay are the task's defaults, not tuned here.** "
     gaps = [f"{state}: {len(runs)}" for state, runs in (("missing", report["missing"]), ("failed", report["failed"]))
@@ -227,7 +242,7 @@ def markdown(report: Mapping) -> str:
     parts += [("Cost of the past", "What the past runs cost themselves stands in the column of the whole sequence, and is "
                "counted nowhere else: they are there. Past runs that only one method needs are its preparation.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
-              ("Missing and failed runs", absent(report)), ("Past runs", past(report)),
+              ("Missing and failed runs", absent(report)), ("Past runs", past(report)), ("Made by", made_by(report)),
               ("How the numbers are made", RULES.format(noun=noun))]
     return "\n\n".join([f"# {report['study']}", opening(report), *(f"## {name}\n\n{body}" for name, body in parts)]) \
         + "\n"

@@ -4,13 +4,10 @@ from pathlib import Path
 
 from common.files import read_json, write_atomic
 from common.report.markdown import table
-from common.report.words import budget, distinct, goal, percent, points, regime, terms
+from common.report.words import SITUATIONS, budget, distinct, examples, goal, percent, points, regime, terms
 
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
          "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights"}
-SITUATIONS = {"same": "nothing is new", "grow": "data has grown", "classes": "classes were added", "shift": "members were added",
-              "model": "another architecture", "tuning": "a search", "generations": "a chain of runs",
-              "stream": "data arrive in portions"}
 
 
 def answer(report: Mapping, kind: str) -> str:
@@ -21,7 +18,7 @@ def answer(report: Mapping, kind: str) -> str:
     if item is None:
         return "–"
     if item["method"] is None:
-        return f"none of {item['measured']} measured there" if "measured" in item else "no method established"
+        return f"none of {item['candidates']}" if "measured" in item else "no method established"
     if kind == "reload weights":
         return ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"]))
     if kind == "accuracy at equal FLOPs":
@@ -31,19 +28,30 @@ def answer(report: Mapping, kind: str) -> str:
     return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
 
 
+def linked(report: Mapping) -> str:
+    return f"[{report['study']}]({report['study']}/REPORT.md)"
+
+
 def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> str:
     """The page; the same reports give the same text. `sequences` are those of streams and of searches."""
-    lines = []
+    lines, again = [], {report["confirms"]: report for report in reports if report.get("confirms") and not report["blocked"]}
+    by_name = {report["study"]: report for report in reports}
     for report in reports:
-        lines.append([f"[{report['study']}]({report['study']}/REPORT.md)", SITUATIONS.get(report["scenario"], report["scenario"]),
+        if report["study"] in again:                          # its strongest were measured again: that row has them
+            continue
+        first = by_name.get(report.get("confirms"))
+        answers = [answer(report, kind) if not first or answer(report, kind) != "–" else answer(first, kind) for kind in KINDS]
+        lines.append([linked(report) + (f", after {linked(first)}" if first else ""),
+                      SITUATIONS.get(report["scenario"], report["scenario"]) + examples(report),
                       f"`{report['model']}` on `{report['task']}`, {goal(report, 'full')} {percent(report['full_accuracy'])}"
                       + ("" if report["full_accuracy"] is None else " %"),
-                      regime(report), *(answer(report, kind) for kind in KINDS)])
+                      regime(report), *answers])
     nouns = distinct(terms(report).noun for report in reports)
     noun = nouns[0] if len(nouns) == 1 else "score"           # several: each row's setting names its own
     head = ["Study", "What is new", "Setting", "Past runs", *(name.format(noun=noun) for name in KINDS.values())]
-    said = [f"## {report['study']}\n\n" + "\n".join(f"- {item['text']}" for item in report["recommendations"])
-            if not report["blocked"] else f"## {report['study']}\n\n{report['blocked']}" for report in reports]
+    said = [f"## {report['study']}\n\n" + (f"Its strongest were measured again: {linked(again[report['study']])}.\n\n"
+                                           if report["study"] in again else "")
+            + (report["blocked"] or "\n".join(f"- {item['text']}" for item in report["recommendations"])) for report in reports]
     return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "
             "rule that stands in its report. What is discussed by hand stands in [FINDINGS.md](FINDINGS.md).\n\n"
             + table(head, lines, text=head) + "\n\n" + "\n\n".join([*said, *whole(sequences)]) + "\n")

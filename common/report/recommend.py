@@ -92,7 +92,8 @@ def save_compute(report: Mapping, target: str) -> dict:
         if best:
             text += f" Nearest: `{best['method']}`, {words.speed_up(cell['flops'])} times."
         if short:
-            text += f" {len(short)} of {len(candidates)} were measured below budget 1 alone, which says nothing about it."
+            most = words.budget(max(max(score["budgets"], default=0) for score in short))
+            text += f" {len(short)} of {len(candidates)} were measured up to budget {most} alone, and do not get there."
         return found | {"text": text}
     text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
             f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
@@ -101,11 +102,28 @@ def save_compute(report: Mapping, target: str) -> dict:
     free = next((score for score in met if not score["reused"]), None)
     if not best["reused"]:
         text += " It reuses nothing of the past."
-    elif free:
+    elif target == "full":
+        text += if_charged(report, best["method"])
+    if best["reused"] and free:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
     text += largest_of(report, f"{len(candidates)} methods")
     return found | {"text": text + limits(report, best["budgets"])}
+
+
+def if_charged(report: Mapping, method: str) -> str:
+    """What a method's longest training costs together with the past runs that it reuses, and what scratch has for no more."""
+    rows = [row for row in rows_of(report, method) if row["complete"] and row["sequence_flops"]]
+    paid = [row for row in rows_of(report, "scratch") if row["complete"] and rows and row["flops"] <= rows[-1]["sequence_flops"]]
+    if not paid or report["scenario"] != "same":
+        return ""
+
+    def said(row, cost):
+        return f"costs {words.significant(cost / 1e12)} TFLOP and has {words.percent(row['mean'])} %"
+
+    return (f" What is reused counts as paid; charged in full, `{method}` at budget {words.budget(rows[-1]['budget'])} "
+            f"{said(rows[-1], rows[-1]['sequence_flops'])}, scratch at budget {words.budget(paid[-1]['budget'])} "
+            f"{said(paid[-1], paid[-1]['flops'])}.")
 
 
 def equal_flops_rows(report: Mapping, reload: bool | None = None) -> list[Mapping]:
@@ -168,7 +186,7 @@ def not_worth(report: Mapping) -> dict:
             "scratch's budgets to which a scratch of no more FLOPs is superior by more than the half-width of their difference")
     said = [at(row, "equal_flops") for row in inside] + [
         f"`{row['method']}` at budget {words.budget(row['budget'])}, to which a cheaper scratch is superior" for row in outside]
-    text = "Not worth it: " + "; ".join(said) + ". " + limits(
+    text = "Not worth it with the settings tried: " + "; ".join(said) + ". " + limits(
         report, [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
     return {"kind": "not worth it", "rule": rule, "method": None, "text": text,
             "rows": [{"method": row["method"], "budget": row["budget"]} for row in rows]}
@@ -193,8 +211,8 @@ def reload_weights(report: Mapping) -> dict | None:
              "budget": met[0]["budget"] if met else None, "candidates": len(rows),
              "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
     if not met:
-        return found | {"text": "Do not reload final weights: no row meets the rule. "
-                                f"Nearest: {at(largest(rows, name)[0], name)}. " + without_the_past(report, gained)
+        return found | {"text": "Reloading final weights is not established to pay, at scratch's learning rate: no row meets the "
+                                f"rule. Nearest: {at(largest(rows, name)[0], name)}. " + without_the_past(report, gained)
                                 + limits(report, [row["budget"] for row in rows])}
     text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
     plain = met[0].get("gain_over_warm_start")

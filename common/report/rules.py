@@ -37,5 +37,7 @@ read where scratch is as good. *Open*: scratch has no budget that gets there.
 FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
 evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
 both rows on one device.
+- **Hyperparameters**: all methods have scratch's learning rate and weight decay of their budget; their own are those of \
+their paper or this repository's first choice, and not tuned. What loses may win with others.
 - **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.
 - **No interval is corrected** for looking at many methods at once."""

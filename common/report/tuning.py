@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from common.files import write_atomic, write_json
+from common.report import words
 from common.report.runs import one_score, read_finished
 from common.report.words import SCORES
 
@@ -29,6 +30,21 @@ def write_table(root: Path, plan: dict) -> Path:
     return root / "TUNING.md"
 
 
+def choice(rows: list[dict]) -> str:
+    """What is best of one budget's rows, of equals the first, and where no farther neighbour was tried."""
+    tried = [row for row in rows if row["accuracy"] is not None]
+    if not tried:
+        return "nothing yet"
+    best = max(tried, key=lambda row: row["accuracy"])
+    open_ends = []
+    for name, other, noun in (("lr", "weight_decay", "learning rate"), ("weight_decay", "lr", "weight decay")):
+        beside = [row[name] for row in tried if row[other] == best[other]]
+        ends = [side for side, end in (("lower", min(beside)), ("higher", max(beside))) if best[name] == end]
+        open_ends += [f"no {' or '.join(ends)} {noun} was tried beside it"] if ends else []
+    chosen = f"learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}"
+    return chosen + (f" ({', '.join(open_ends)})" if open_ends else "")
+
+
 def markdown(plan: dict, rows: list[dict], score: str) -> str:
     terms = SCORES[score]
     lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
@@ -38,7 +54,7 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
-        lines += [f"## Budget {budget:g} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
+        lines += [f"## Budget {words.budget(budget)} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
                   f"| Learning rate | Weight decay | Held-out {terms.noun} % | Held-out {terms.loss} | "
                   f"{terms.train.capitalize()} % |",
                   "|---|---|---|---|---|"]
@@ -50,7 +66,7 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
             mark = "**" if row["accuracy"] == best else ""
             lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {mark}{100 * row['accuracy']:.2f}{mark} | "
                          f"{'–' if row['loss'] is None else format(row['loss'], '.3f')} | {100 * row['train_accuracy']:.1f} |")
-        lines.append("")
+        lines += ["", f"Chosen: {choice(mine)}.", ""]
     done = [row for row in rows if row["accuracy"] is not None]
     made = {}
     for row in done:

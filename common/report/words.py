@@ -5,8 +5,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 REGIME_BORDER = 0.95  # share of correct training examples from which a run is said to memorize (DESIGN section 5)
+SITUATIONS = {"same": "nothing is new", "grow": "data have grown", "classes": "classes were added", "shift": "members were added",
+              "model": "another architecture", "tuning": "a search", "generations": "a chain of runs",
+              "stream": "data arrive in portions"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
 
 
 class Terms(NamedTuple):
@@ -56,7 +58,7 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
 
 
 def point_interval(cell: Mapping) -> str:
@@ -133,8 +135,33 @@ def distinct(values: Iterable) -> list:
     return list(dict.fromkeys(values))
 
 
-def provenance(rows: Sequence[Mapping], report: Mapping) -> str:
-    """The line under a table: where its numbers come from. Several values are listed where the runs differ."""
+def examples(report: Mapping) -> str:
+    """How many training examples new and past runs saw, where these differ; else nothing."""
+    seen = report["train_examples"]
+    return "" if None in seen.values() or seen["new"] == seen["past"] else \
+        f": new runs have {seen['new']:,} training examples, past runs had {seen['past']:,}"
+
+
+def machines(values: Sequence[str]) -> str:
+    """"A (cpu)" and "A (cpu, compiled)" -> "A (cpu) and (cpu, compiled)"."""
+    names = [value.partition(" (cpu")[0] for value in values]
+    return " and ".join(value.removeprefix(name + " ") if i and name == names[i - 1] else value
+                        for i, (name, value) in enumerate(zip(names, values, strict=True)))
+
+
+def code(commits: Sequence[str], where: str) -> str:
+    """Commits, or how many, if there are more than three: they stand under `where`."""
+    if len(commits) <= 3:
+        return f"Commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}"
+    dirty = sum("dirty" in commit for commit in commits)
+    return f"{len(commits)} [commits]({where})" + (f", {dirty} of them with uncommitted changes" if dirty else "")
+
+
+def provenance(rows: Sequence[Mapping], report: Mapping, where: str = "#made-by") -> str:
+    """The line under a table: where its numbers come from. Several values are listed where the runs differ.
+
+    where: link to the list of commits, if there are many.
+    """
     used = [row for row in rows if row["seeds"]]
     past = f"Given {'this' if len(report['past']['runs']) == 1 else 'these'} " \
            f"{count(len(report['past']['runs']), 'past run')}: {regime(report)}."
@@ -146,5 +173,6 @@ def provenance(rows: Sequence[Mapping], report: Mapping) -> str:
 
     seeds = " or ".join(str(n) for n in sorted({row["seeds"] for row in used}))
     commits = distinct(value for row in used for value in row["provenance"]["commit"])
-    return (f"<sub>{several('device')}. {several('versions')}. Batch size {several('batch_size')}. "
-            f"Commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}. Seeds per row: {seeds}. {past}</sub>")
+    devices = distinct(value for row in used for value in row["provenance"]["device"])
+    return (f"<sub>{machines(devices)}. {several('versions')}. Batch size {several('batch_size')}. "
+            f"{code(commits, where)}. Seeds per row: {seeds}. {past}</sub>")
