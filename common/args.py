@@ -202,7 +202,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
             raise RuntimeError("it is neither cpu nor cuda.")
         torch.empty(1, device=device_of(args.device))
     except (RuntimeError, AssertionError) as error:
-        raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+        raise Refused(f"--device {args.device} cannot be used: {str(error).splitlines()[0]} Use another, such as cpu.") from None
     for name in ("graph", "sync_batch_norm"):
         if getattr(args, name) and torch.device(args.device).type != "cuda":
             raise Refused(f"--{name.replace('_', '-')} is for GPUs, and --device is {args.device}: leave it out here.")

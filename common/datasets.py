@@ -15,7 +15,6 @@ import numpy as np
 from common import shapes
 from common.files import Refused, lock
 from common.imagefiles import classes_below, decoded, files_below
-from common.subsets import rank_in_class
 
 TRAIN_PER_CLASS = 30                                          # of Caltech-101, as in most of its literature
 TEST_SHARE = 0.2                                              # of a tree that has no test set of its own
@@ -78,7 +77,8 @@ def read_cifar100(data_dir: str, size: int) -> tuple:
 def read_caltech101(data_dir: str, size: int) -> tuple:
     """Caltech-101 (Fei-Fei et al. 2004) without its background class: 30 images of each class to train, the rest to test.
 
-    Which 30 depends on the data alone. There are no superclasses: coarse is fine.
+    Those 30 whose files' names have the lowest hashes, so that a file more or less moves one image of its class at most. There
+    are no superclasses: coarse is fine.
     """
     root = Path(data_dir) / "caltech101" / "101_ObjectCategories"
     if not root.is_dir():
@@ -88,9 +88,11 @@ def read_caltech101(data_dir: str, size: int) -> tuple:
     if len(names) != 101:
         print(f"warning: {root} holds {len(names)} categories, Caltech-101 has 101: unpack it again if you did not choose them.")
     files, label = labelled(root, names)
-    place = rank_in_class(label, np.arange(len(label))) * np.bincount(label)[label] + 0.5       # .5, 1.5, ... within its class
-    return splits(root, Path(data_dir), names, [(pick(files, mine), label[mine]) for mine in (
-        place < TRAIN_PER_CLASS, place > TRAIN_PER_CLASS)], size)
+    number, chosen = by_name(files, root), np.zeros(len(files), bool)
+    for c in range(len(names)):
+        mine = np.flatnonzero(label == c)
+        chosen[mine[number[mine].argsort()[:TRAIN_PER_CLASS]]] = True
+    return splits(root, Path(data_dir), names, [(pick(files, mine), label[mine]) for mine in (chosen, ~chosen)], size)
 
 
 def download_caltech101(data_dir: str, root: Path) -> None:
@@ -123,7 +125,7 @@ def read_folder(data_dir: str, size: int) -> tuple:
         return splits(root, root, names, [labelled(tree, names) for tree in (root / "train", test)], size)
     names = classes_below(root)
     files, label = labelled(root, names)
-    number = np.array([int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) for path in files]) / 16 ** 8
+    number = by_name(files, root)
     held = number < TEST_SHARE
     for c in np.setdiff1d(label, label[~held]):
         mine = np.flatnonzero(label == c)
@@ -143,6 +145,11 @@ def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
     if not found:
         raise Refused(f"{tree} holds no image: its class folders ({', '.join(names[:5])}) have no .jpg, .png or the like.")
     return [path for path, _ in found], np.array([label for _, label in found])
+
+
+def by_name(files: list[Path], root: Path) -> np.ndarray:
+    """[n] in [0, 1): a hash of each file's path below `root`."""
+    return np.array([int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) for path in files]) / 16 ** 8
 
 
 def pick(files: list[Path], mine: np.ndarray) -> list[Path]:

@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text())
     except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}.") from None
+        raise Refused(f"cannot read {path}: {error.strerror}. Name the folder of a whole run or study.") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -105,7 +105,8 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
                     table[n] = image
                     n += 1
         if not n:
-            raise Refused(f"none of {len(files)} images can be read, the first because of {next(iter(bad.values()), 'nothing')}.")
+            raise Refused(f"none of {len(files)} images can be read, the first because of {next(iter(bad.values()), 'nothing')}: "
+                          f"look whether they are images in a format that Pillow reads.")
         table.flush()
         if bad:                                               # fewer rows than were planned
             np.save(partial.with_suffix(".short.npy"), table[:n])

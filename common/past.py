@@ -232,9 +232,11 @@ class PastRun:
         except Exception as error:                            # a damaged zip can raise anything
             raise Refused(f"{path} is missing or damaged ({type(error).__name__}): run that past run's command again.") from None
         if found is None:
-            raise Refused(f"past run {self.name} did not record {name!r}; it has {', '.join(sorted(names))}.")
+            raise Refused(f"past run {self.name} did not record {name!r}; it has {', '.join(sorted(names))}. "
+                          "Name past runs of a script that records it.")
         if found.ndim != 2 or found.shape[1] != self.data.examples:
-            raise Refused(f"{path} is damaged: {name!r} has shape {found.shape}, expected [epochs, {self.data.examples}].")
+            raise Refused(f"{path} is damaged: {name!r} has shape {found.shape}, expected [epochs, {self.data.examples}]. "
+                          "Run that past run's command again.")
         if every_epoch and not whole:
             raise Refused(f"past run {self.name} kept only the mean of {name!r} over its epochs (--slim): run its command "
                           "again without --slim.")

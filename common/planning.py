@@ -78,6 +78,9 @@ class Planner:
             past = self.before[kind] if earlier is None else earlier
             line += ["--past", *([f"results/{self.owner}/{kind}"] if earlier is None else
                                  [f"{where}/{run['folder']}" for run in earlier])]
+            if "--lr" in study.past_options and not study.settings and budget is not None:
+                own = parser.parse_only(line[1:])             # not what the past runs were made with
+                line += settings(own.lr, own.weight_decay)
         args = parser.parse_only(line[1:])
         folder = folder_name(args, [run["folder"] for run in past])
         return {"seed": seed, "folder": folder, "command": shlex.join(["python", *line])}

@@ -60,5 +60,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise Refused(f"{path} is damaged or holds more than weights ({type(error).__name__}). Delete its folder and run "
                       "its command again (config.json).") from None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise Refused(f"{path} does not hold a state dict of tensors; expected what a finished run leaves as final.pt.")
+        raise Refused(f"{path} does not hold a state dict of tensors; expected what a finished run leaves as final.pt. "
+                      "Delete its folder and run its command again, or name another past run.")
     return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}

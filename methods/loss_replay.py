@@ -3,7 +3,8 @@
 Reuses   final weights of --past, and its loss on each example averaged over its epochs
 Pays     nothing: an epoch has as many examples as any other's
 Source   this repository; hard examples by past loss as in Jiang et al. 2019, arXiv:1910.00762
-Differs  it has no paper; its control is baselines/warm_start.py at the same budget
+Differs  it has no paper; its control is baselines/warm_start.py at the same budget. What the past run was not shown counts as
+         hardest, by lot: new examples, and what a past loss_replay left out
 Neutral  --share 0 is baselines/warm_start.py, bit for bit
 
     python methods/loss_replay.py --past results/cifar100-mini/past

@@ -34,8 +34,9 @@ def parser():
 
 def best(folders):
     """The folder of the past run with the lowest last loss: held-out where it has a holdout, else on its training data."""
-    held = read_config(folders[0])["args"]["holdout"] > 0     # not by test accuracy: that would be peeking
-    return min(folders, key=lambda folder: trained(read_rows(folder))[-1]["test/loss" if held else "train/loss"])
+    whole = [folder for folder in folders if (folder / "summary.json").exists()] or folders     # a search may have failed trials
+    held = read_config(whole[0])["args"]["holdout"] > 0       # not by test accuracy: that would be peeking
+    return min(whole, key=lambda folder: trained(read_rows(folder))[-1]["test/loss" if held else "train/loss"])
 
 
 def trained(rows):

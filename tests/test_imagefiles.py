@@ -137,6 +137,20 @@ def test_caltech101_takes_30_of_a_class_and_no_background(tmp_path, capsys):
     assert np.bincount(target).tolist() == [30, 30] and np.bincount(test_target).tolist() == [3, 1]
 
 
+def test_a_file_less_moves_one_image_of_caltech101_at_most(tmp_path):
+    root, reds = tmp_path / "caltech101/101_ObjectCategories", []
+    for i in range(60):
+        picture(root / "ant" / f"image_{i:04}.jpg", (4 * i, 0, 0))
+        picture(root / "bass" / f"image_{i:04}.jpg", (0, 4 * i, 0))
+    for gone in (None, "image_0007.jpg"):
+        if gone:
+            (root / "ant" / gone).unlink()
+        datasets.read_caltech101.cache_clear()
+        (images, target, _), *_ = datasets.read_caltech101(str(tmp_path), 16)
+        reds.append([{*images[target == c].mean((1, 2)).max(1).round().tolist()} for c in (0, 1)])
+    assert len(reds[0][0] - reds[1][0]) <= 1 and reds[0][1] == reds[1][1] and len(reds[1][1]) == 30
+
+
 def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
     args = parse("baselines/scratch", "--task", "folder", "--data-dir", tree, "--image-size", 16, "--batch-size", 4,
                  "--results", tmp_path)

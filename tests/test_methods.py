@@ -422,6 +422,15 @@ def test_schedule_takes_the_best_past_runs_settings_unless_told(tmp_path):
     assert json.loads((folders[0] / "summary.json").read_text())["reused"] == ["curve"]
 
 
+def test_schedule_passes_over_a_failed_trial(tmp_path):
+    trial = ["--epochs", 1, "--holdout", 0.1, "--results", tmp_path / "search"]
+    done, failed = (run_script("baselines/scratch", *trial, "--lr", lr, "--seed", seed) for lr, seed in ((0.2, 1), (0.1, 2)))
+    (failed / "summary.json").unlink()
+    write_rows(failed, read_rows(failed)[:1])                 # it diverged in its first epoch
+    folder = run_script("methods/schedule_reuse", *trial, "--seed", 3, "--pick", "best", "--past", done, failed)
+    assert json.loads((folder / "config.json").read_text())["args"]["lr"] == 0.2
+
+
 def test_lawa_is_the_mean_of_the_last_snapshots(tmp_path):
     folder = run_script("baselines/lawa", "--epochs", 1, "--seed", 1, "--results", tmp_path, "--snapshots", 2, "--apart", 0)
     last = run_script("baselines/lawa", "--epochs", 1, "--seed", 1, "--results", tmp_path, "--snapshots", 1, "--apart", 0)

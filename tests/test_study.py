@@ -62,6 +62,14 @@ def test_a_planned_run_is_its_printed_command(tiny, capsys):
         assert json.loads(config.read_text())["command"] == run["command"] and run["command"] in commands
 
 
+def test_nothing_inherits_what_only_the_past_runs_were_made_with():
+    """Past runs with a learning rate of their own would hand it on to whatever does not name one."""
+    for name, planned in studies().items():
+        if "--lr" in planned.past_options and not planned.tuning:
+            runs = plan(name, planned)["runs"]
+            assert runs and all("--lr" in shlex.split(run["command"]) for run in runs if " --past " in run["command"]), name
+
+
 def test_plans_match_the_contract():
     for name, planned in studies().items():
         made = plan(name, planned)
