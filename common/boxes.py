@@ -31,14 +31,16 @@ class BoxSplit(Split):
 def shifted(boxes: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, height: int, width: int) -> Tensor:
     """Boxes [B, M, 6] of images under the views that `Split.images` makes: padded, cropped at dy, dx [B] (0..8), flipped where 1.
 
-    Clipped to the image of `height` x `width` pixels; of which less than 2 pixels are left either way becomes padding.
+    Clipped to the image of `height` x `width` pixels. Of which less than 2 pixels are left either way is difficult, of which
+    nothing is left becomes padding.
     """
     kind, x0, y0, x1, y1, difficult = boxes.unbind(2)         # [B, M]
     x0, x1 = ((x + PAD - dx[:, None]).clamp(0, width) for x in (x0, x1))
     y0, y1 = ((y + PAD - dy[:, None]).clamp(0, height) for y in (y0, y1))
     mirror = flip[:, None] == 1
     x0, x1 = torch.where(mirror, width - x1, x0), torch.where(mirror, width - x0, x1)
-    gone = (kind < 0) | (x1 - x0 < LEAST) | (y1 - y0 < LEAST)
+    gone = (kind < 0) | (x1 <= x0) | (y1 <= y0)
+    difficult = torch.where((x1 - x0 < LEAST) | (y1 - y0 < LEAST), 1.0, difficult)
     moved = torch.stack([kind + 1, x0, y0, x1, y1, difficult], 2).masked_fill(gone[..., None], 0.0)
     return torch.cat([moved[..., :1] - 1, moved[..., 1:]], 2)
 
@@ -94,7 +96,10 @@ def mean_average_precision(found: Sequence, truth: Sequence, classes: int, names
 
 @torch.no_grad()
 def evaluate_detector(model: nn.Module, split: Split) -> dict[str, float]:
-    """COCO's average precision at IoU .5 and over .5 to .95 of the whole split, and loss (nats). The model's mode stays."""
+    """COCO's average precision at IoU .5 and over .5 to .95 of the whole split, and loss (nats). The model's mode stays.
+
+    Boxes are compared at the size of the network's input; another scale along x or y does not change their overlaps.
+    """
     training = model.training
     model.eval()
     loss, found, truth = torch.zeros((), device=split.device), [], []

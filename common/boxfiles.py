@@ -45,8 +45,9 @@ def objects(path: Path, classes: Sequence[str]) -> np.ndarray:
 def read_voc(folder: Path, image_set: str, classes: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """`ImageSets/Main/SET.txt` names images `JPEGImages/NAME.*` with boxes in `Annotations/NAME.xml`.
 
-    Images are brought to exactly H x W; boxes are scaled likewise and clipped. Those of less than LEAST pixels either way are
-    left out, with a warning. M is the largest number of boxes, at least 1.
+    Images are brought to exactly H x W; boxes are scaled likewise and clipped. Those outside of the image are left out, those of
+    less than LEAST pixels either way are difficult, whatever the file says, with a warning. M is the largest number of boxes,
+    at least 1.
 
     Raises
         Refused: a file that is missing or cannot be read, or a class that is none of `classes`; the first of them are named.
@@ -72,16 +73,18 @@ def read_voc(folder: Path, image_set: str, classes: Sequence[str], size: tuple[i
             bad.append(f"    {path}: {type(error).__name__}: {error}")
             continue
         boxes[:, 1:5] = np.clip(boxes[:, 1:5] * np.tile(scale, 2), 0, np.tile(size[::-1], 2))
-        kept = (boxes[:, 3:5] - boxes[:, 1:3] >= LEAST).all(1)
-        if not kept.all():
-            lost[f"{name}.xml"] = int((~kept).sum())
+        sides = boxes[:, 3:5] - boxes[:, 1:3]
+        kept, small = (sides > 0).all(1), (sides < LEAST).any(1)
+        boxes[small, 5] = 1
+        if small.any():
+            lost[f"{name}.xml"] = int(small.sum())
         found.append(boxes[kept])
     if bad:
         raise Refused(f"{len(bad)} of {len(names)} images of {listed} cannot be used, mend them or take them out of it:\n"
                       + "\n".join(bad[:NAMED]) + ("\n    ..." if len(bad) > NAMED else ""))
     if lost:
-        print(f"warning: {sum(lost.values())} boxes of {listed} are outside of their image, or less than {LEAST} pixels wide or "
-              f"high at {size[1]} x {size[0]}, and are left out, of {', '.join(list(lost)[:NAMED])}"
+        print(f"warning: {sum(lost.values())} boxes of {listed} are outside of their image and left out, or less than {LEAST} "
+              f"pixels wide or high at {size[1]} x {size[0]} and count as difficult, of {', '.join(list(lost)[:NAMED])}"
               + (", ..." if len(lost) > NAMED else "."))
     return images, padded(found)
 

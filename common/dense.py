@@ -36,7 +36,7 @@ class DenseResNet(ResNet):
         for lateral, level in zip(list(self.lateral)[-2::-1], levels[-2::-1], strict=True):
             merged = lateral(level) + F.interpolate(merged, size=level.shape[2:], mode="nearest")
         merged = self.smooth(merged)
-        with torch.autocast(image.device.type, enabled=False):                # boxes to better than a pixel, no ties of scores
+        with torch.autocast(image.device.type, enabled=False):     # boxes to better than a pixel; a teacher's are bf16
             output = self.head(merged.to(self.head.weight.dtype))
         return (output, maps) if features else output
 
@@ -76,6 +76,8 @@ def build_segmenter(name: str, classes: int, generator: torch.Generator, device:
     else:
         depth, width = depth_and_width(name)
         model = initialised(DenseResNet(depth, classes, width, stride=2), generator)
+        nn.init.normal_(model.head.weight, std=1e-3, generator=generator)       # all classes alike to begin with
+        nn.init.zeros_(model.head.bias)
     return model.to(device, memory_format=torch.channels_last)
 
 

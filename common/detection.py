@@ -1,7 +1,7 @@
 """A single-stage detector without anchors: targets and losses of CenterNet, as pure functions.
 
 Source   "Objects as Points", Zhou, Wang, Kraehenbuehl 2019, arXiv:1904.07850; its Gaussians are CornerNet's, arXiv:1808.01244
-Differs  log p from logits, not from clamped probabilities; sums over one image, not over the batch
+Differs  log p from logits, not from clamped probabilities; on several ranks, objects are counted in each rank's own images
 
 A target is boxes [B, M, 6] float32: class (-1 is padding), x0, y0, x1, y1 (pixels of the network's input, half-open), difficult
 (0 or 1). The network's output is one tensor [B, C + 4, h, w], a cell for each STRIDE pixels of the input: C heat-map logits,
@@ -82,9 +82,10 @@ def parted(output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detection_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over the image's N objects.
+    """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over objects an image.
 
-    An image without objects has the focal loss alone, undivided.
+    These are the batch's mean, as in CenterNet's code, and at least 1. Divided by its own number, as in the paper's text, an
+    image whose objects are not all labelled, as some of BCCD's, would have ten times the others' weight for finding them.
     """
     return loss_and_heat(output, target)[0]
 
@@ -100,7 +101,7 @@ def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     focal = -torch.where(wanted == 1, hit, miss).masked_fill(passed, 0.0).sum((1, 2, 3))    # [B]
     away = (found.pick(boxes) - torch.cat([found.size, found.offset], 2).mT).abs()       # [B, 4, M]
     away = (weighted(away) * found.trains).sum(1)             # [B]
-    return (focal + away) / found.trains.sum(1).clamp(min=1), wanted, passed
+    return (focal + away) / (found.trains.sum() / len(target)).clamp(min=1), wanted, passed
 
 
 def apart(target: Tensor, classes: int) -> Tensor:
@@ -117,22 +118,26 @@ def weighted(away: Tensor) -> Tensor:
 def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
     """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
 
-    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, weighted by the square of the larger of the
-    teacher's and the student's probability there (at temperature 1, no gradient), the power of the loss's own focal weight; and
-    the L1 distance of the boxes, weighted as in the loss and by the square of the teacher's largest probability in the cell. Both
-    sums are divided by their weights by the teacher alone, where these are more than 1 together: about the number of objects that
-    it sees, as the loss's are. Weighted by the probability itself, background would drown the objects, whose gradient would be a
-    tenth of the loss's or less. This is ours, after work that distils a detector where either sees an object (such as Wang et al.
-    2019, arXiv:1906.03609).
+    T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, and the L1 distance of the boxes, weighted as in the
+    loss, where the teacher sees an object: in a cell that is the largest of its 3 x 3 neighbours, of more than half of the
+    largest probability that the class has in the image, be that high or low (but below .3 none is an object's). The KL has
+    weight 1 there. Elsewhere it has the square, the power of the loss's own focal weight, of the student's probability or of the
+    teacher's over that largest, whichever is more (at temperature 1, no gradient): by the probability itself, background would
+    drown the objects. Sums are divided by the objects that the teacher sees, the batch's mean per image, at least 1, as the
+    loss's are. This is ours, after work that distils a detector where either sees an object (such as Wang et al. 2019,
+    arXiv:1906.03609).
     """
     (student, boxes), (teacher, known) = parted(output), parted(soft)
-    heed = teacher.sigmoid() ** ALPHA                         # [B, C, h, w]
-    seen, sure = torch.maximum(heed, student.detach().sigmoid() ** ALPHA), heed.amax(1)         # [B, C, h, w], [B, h, w]
+    found = teacher.sigmoid()                                 # [B, C, h, w]
+    most = found.amax((2, 3), keepdim=True).clamp(min=FOUND)
+    peak = (teacher == F.max_pool2d(teacher, 3, 1, 1)) & (found > most / 2)
+    seen = torch.maximum((found / most) ** ALPHA, student.detach().sigmoid() ** ALPHA).masked_fill(peak, 1.0)
+    number = (peak.sum() / len(peak)).clamp(min=1)
     p = (teacher / temperature).sigmoid()
     cross, entropy = (F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
                       for logits in (student, teacher))
-    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3)) / heed.sum((1, 2, 3)).clamp(min=1)    # [B]
-    return kl + (sure * weighted((boxes - known).abs())).sum((1, 2)) / sure.sum((1, 2)).clamp(min=1)
+    kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3))       # [B]
+    return (kl + (peak.any(1) * weighted((boxes - known).abs())).sum((1, 2))) / number
 
 
 def detection_mean(outputs: list[Tensor], temperature: float) -> Tensor:
@@ -147,8 +152,8 @@ def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is recorded of each example [B].
 
     loss: `detection_loss`; correct: the share of the image's objects in whose centre's cell the right class is the largest and
-    has probability above .3, 1 without objects; el2n: |p - heat| over the cells and classes that it counts, after
-    arXiv:2107.07075.
+    has probability above .3, 1 without objects; el2n: |p - heat| over the cells and classes that it counts, over the square root
+    of the number of objects (else it would be little more than that), after arXiv:2107.07075.
     """
     p = parted(output)[0].sigmoid()
     found = objects(target, *p.shape[2:])
@@ -158,7 +163,7 @@ def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     loss, wanted, passed = loss_and_heat(output, target)
     return {"loss": loss,
             "correct": torch.where(count > 0, right / count.clamp(min=1), 1.0),
-            "el2n": (p - wanted).masked_fill(passed, 0.0).flatten(1).norm(dim=1)}
+            "el2n": (p - wanted).masked_fill(passed, 0.0).flatten(1).norm(dim=1) / count.clamp(min=1).sqrt()}
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate_segmenter(model: nn.Module, split: Split) -> dict[str, float]:
     """Mean intersection over union of the classes over all pixels of the split that are not void, share of correct pixels,
-    and loss (nats, mean over images). The model's mode stays."""
+    and loss (nats, mean over images), at the size to which images and labels were brought. The model's mode stays."""
     training = model.training
     model.eval()
     loss, confusion = torch.zeros((), device=split.device), None

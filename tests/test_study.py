@@ -100,7 +100,7 @@ def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_r
                  for r in made["runs"] for words in [shlex.split(r["command"])]}
         cross = {*((lr, 5e-4) for lr in rates), (middle, 1e-4), (middle, 2e-3)}
         assert tried == {(b, *one) for b in (0.5, 1) for one in cross} | {(2, lr, 5e-4) for lr in rates[1:]}
-        assert len(made["runs"]) == 15 and all("--holdout 0.1" in r["command"] for r in made["runs"])
+        assert len(made["runs"]) == 15 and all("--holdout 0.2" in r["command"] for r in made["runs"])
         grow = plan(f"{name}-mini-grow", studies()[f"{name}-mini-grow"])
         assert len({r["seed"] % len(grow["past"]) for r in grow["runs"]}) == 3
     chosen = dense_minis("x", "shapes-seg", (0.1, 0.2, 0.4, 0.8), {b: (b / 10, 1e-4) for b in (0.25, 0.5, 0.75, 1, 2)})
@@ -128,11 +128,12 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
             (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
             (tmp_path / folder / "config.json").write_text(json.dumps(config))
         return {"budget": 0.5, "seed": 0, "folder": folder,
-                "command": f"python baselines/scratch.py --lr {lr} --weight-decay 0.0002"}
+                "command": f"python baselines/scratch.py --holdout 0.2 --lr {lr} --weight-decay 0.0002"}
     made = {"study": "x-tuning", "task": "cifar100", "model": "resnet8", "past_epochs": 8, "tuning": True, "past": [],
             "runs": [run(0.8, 0.414), run(0.4, 0.397), run(1.6, None)]}
     (tmp_path / "plan.json").write_text(json.dumps(made))
     text = write_report(tmp_path).read_text()
+    assert "(`--holdout 0.2`)" in text and "Chosen: learning rate 0.8, weight decay 0.0002 (no higher" in text
     assert "## Budget 1/2 (4 epochs)" in text and "| 0.8 | 0.0002 | **41.40** | 2.000 | 40.0 |" in text
     assert "| 0.4 | 0.0002 | 39.70 |" in text and "| 1.6 | 0.0002 | not finished | | |" in text
     assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), torch 2.15, commit 1111111111" in text

@@ -46,10 +46,10 @@ def choice(rows: list[dict]) -> str:
 
 
 def markdown(plan: dict, rows: list[dict], score: str) -> str:
-    terms = SCORES[score]
+    terms, held = SCORES[score], plan["runs"][0]["command"].partition("--holdout ")[2].split()[0]
     lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
              f"Learning rate and weight decay of scratch, chosen for each budget by {terms.noun} on held-out training examples "
-             "(`--holdout 0.1`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
+             f"(`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
              "All methods then use what scratch got at their budget; their own hyperparameters are not tuned.", ""]
     for budget in sorted({row["budget"] for row in rows}):
         mine = [row for row in rows if row["budget"] == budget]
