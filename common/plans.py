@@ -130,7 +130,10 @@ def studies() -> dict[str, Study]:
             *(Runs(script, half, THREE) for script in (
                 "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",
                 "methods/partial_kd", "methods/shrink_perturb_kd", "methods/loss_replay")),
-            Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+            Runs("methods/partial_kd", half, THREE, EARLY, "early"),
+            # what reloading ends at where it has as long as scratch; and the strongest of cifar100-mini
+            Runs("baselines/warm_start", (1,), THREE), Runs("methods/shrink_perturb", (1,), THREE),
+            Runs("methods/dkd", half, THREE, ("--until", "0.5"), "early"))),
         # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
             **grow, past_of="grow-mini", options=(
