@@ -4,7 +4,7 @@ Reuses   final weights of --past, and its loss on each example averaged over its
 Pays     nothing: an epoch has as many examples as any other's
 Source   this repository; hard examples by past loss as in Jiang et al. 2019, arXiv:1910.00762
 Differs  it has no paper; its control is baselines/warm_start.py at the same budget. What the past run was not shown counts as
-         hardest, by lot: new examples, and what a past loss_replay left out
+         hardest, by lot: new examples, and, of a past loss_replay of less than two epochs, what that left out
 Neutral  --share 0 is baselines/warm_start.py, bit for bit
 
     python methods/loss_replay.py --past results/cifar100-mini/past
@@ -33,17 +33,20 @@ def parser():
 
 
 def replay(index, loss, args, epoch):
-    """n examples for an epoch: `share` from the `hardest`, each as often as the others; the rest uniform, each at most once.
+    """n examples for an epoch: `share` from the `hardest`, each as often as the others; the rest from passes over all examples.
 
-    index [n] of the training examples, loss [N] of the past run; what it has not seen (NaN) counts as hardest, by lot.
+    A pass goes on in the next epoch, so that two epochs at the default share show, and record, every example. index [n] of the
+    training examples, loss [N] of the past run; what it has not seen (NaN) counts as hardest, by lot.
     """
-    order = torch.rand(len(index), generator=generator(args.seed, "replay", epoch)).argsort()
     loss = unseen_highest(loss, generator(args.seed, "replay unseen", epoch))
     hard = index[loss[index].argsort(descending=True)][: max(1, round(args.hardest * len(index)))]
     count = round(args.share * len(index))
     turns = [hard[torch.rand(len(hard), generator=generator(args.seed, f"replay {turn}", epoch)).argsort()]
              for turn in range(-(-count // len(hard)))]       # whole passes over the hard ones, the last one cut
-    return torch.cat([index[order][: len(index) - count], *turns])[: len(index)]
+    n, rest = len(index), len(index) - count
+    begin = (epoch - 1) * rest
+    passes = torch.cat([torch.rand(n, generator=generator(args.seed, "replay pass", begin // n + k)).argsort() for k in (0, 1)])
+    return torch.cat([index[passes[begin % n:][:rest]], *turns])[:n]
 
 
 def main(args):
