@@ -6,6 +6,7 @@ from common.report import recommend, scores
 from common.report.origin import past_runs, provenance, sequences
 from common.report.runs import kind
 from common.report.scores import average
+from common.report.words import NOTHING_NEW
 
 CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
 REUSES = (1, 5)
@@ -210,7 +211,7 @@ def aggregate(study: Mapping) -> dict:
     for label, own in methods.items():
         add_intervals(own)
         timed = timed_alike([*own, *scratch])
-        gained = plan["scenario"] == "same" and any("weights" in row["reused"] for row in own) and not any(
+        gained = plan["scenario"] in NOTHING_NEW and any("weights" in row["reused"] for row in own) and not any(
             run["foreign"] for runs in groups[label].values() for run in runs)
         for name, reference in references(label, gained, timed, methods).items():
             for row, cell in zip(own, compare(own, reference), strict=True):

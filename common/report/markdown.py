@@ -240,7 +240,8 @@ def markdown(report: Mapping) -> str:
                       "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
                       + gains(report)))
     parts += [("Cost of the past", "What the past runs cost themselves stands in the column of the whole sequence, and is "
-               "counted nowhere else: they are there. Past runs that only one method needs are its preparation.\n\n"
+               "counted nowhere else: they are there. Past runs that only one method needs are its preparation. "
+               "Scratch's sequence is its own run alone, also where a team that reuses nothing would have trained before.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)), ("Made by", made_by(report)),
               ("How the numbers are made", RULES.format(noun=noun))]

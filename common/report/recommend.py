@@ -78,7 +78,7 @@ def save_compute(report: Mapping, target: str) -> dict:
     cells = {score["method"]: score["targets"][target]["speed_up"] for score in candidates}
     met = [score for score in candidates if above(cells[score["method"]]["flops"], 1)]
     known = [score for score in candidates if cells[score["method"]]["flops"]["value"] is not None]
-    among = "that does not reload final weights " if report["scenario"] == "same" else ""
+    among = "that does not reload final weights " if report["scenario"] in words.NOTHING_NEW else ""
     rule = (f"the method {among}with the largest speed-up by FLOPs to {goal}, among those whose interval lies above 1")
     best = max(met or known, key=lambda score: cells[score["method"]]["flops"]["value"], default=None)
     cell = cells[best["method"]] if best else None
@@ -115,7 +115,7 @@ def if_charged(report: Mapping, method: str) -> str:
     """What a method's longest training costs together with the past runs that it reuses, and what scratch has for no more."""
     rows = [row for row in rows_of(report, method) if row["complete"] and row["sequence_flops"]]
     paid = [row for row in rows_of(report, "scratch") if row["complete"] and rows and row["flops"] <= rows[-1]["sequence_flops"]]
-    if not paid or report["scenario"] != "same":
+    if not paid or report["scenario"] not in words.NOTHING_NEW:
         return ""
 
     def said(row, cost):

@@ -8,6 +8,7 @@ REGIME_BORDER = 0.95  # share of correct training examples from which a run is s
 SITUATIONS = {"same": "nothing is new", "grow": "data have grown", "classes": "classes were added", "shift": "members were added",
               "model": "another architecture", "tuning": "a search", "generations": "a chain of runs",
               "stream": "data arrive in portions"}
+NOTHING_NEW = ("same", "generations")                         # there, reloaded weights go on from a finished run
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
