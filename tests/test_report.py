@@ -512,6 +512,13 @@ def test_what_is_reused_is_said_to_be_paid(study):
     assert recommend.if_charged(report | {"rows": rows, "scenario": "grow"}, "kd") == ""
 
 
+@pytest.mark.parametrize("scenario, by", [("same", "gain"), ("generations", "gain"), ("grow", "cost")])
+def test_who_reloads_where_nothing_is_new_has_no_speed_up(study, scenario, by):
+    fill(study, "warm_start", {0.5: [0.54, 0.54], 1: [0.7, 0.7]}, reused=["weights"])
+    change_plan(study, scenario=scenario)
+    assert {one["method"]: one["scored_by"] for one in run(study)["scores"]} == {"scratch": "cost", "warm_start": by}
+
+
 def test_many_commits_are_counted_and_listed_once(study):
     for i in range(4):
         fill(study, f"m{i}", {1: [0.5, 0.52]}, commit=f"{i}" * 40, dirty=i == 3)
