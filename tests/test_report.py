@@ -716,7 +716,7 @@ def test_tuning_table_of_another_score(tmp_path):
     for seed, value in enumerate((0.397, 0.414)):
         add(tmp_path, "scratch", 0.5, seed, value, score="miou")
     runs = json.loads((tmp_path / "plan.json").read_text())["runs"]
-    change_plan(tmp_path, tuning=True, runs=[one | {"command": f"python x --lr 0.{i + 1} --weight-decay 0.001"}
+    change_plan(tmp_path, tuning=True, runs=[one | {"command": f"python x --holdout 0.1 --lr 0.{i + 1} --weight-decay 0.001"}
                                              for i, one in enumerate(runs)])
     text = write_report(tmp_path).read_text()
     assert "for each budget by mean IoU on held-out" in text
