@@ -85,7 +85,7 @@ def detection_loss(output: Tensor, target: Tensor) -> Tensor:
     """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over objects an image.
 
     These are the batch's mean, as in CenterNet's code, and at least 1. Divided by its own number, as in the paper's text, an
-    image whose objects are not all labelled, as some of BCCD's, would have ten times the others' weight for finding them.
+    image whose objects are not all labelled, as some of BCCD's, would have some eight times the others' weight for finding them.
     """
     return loss_and_heat(output, target)[0]
 

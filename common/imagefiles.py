@@ -106,7 +106,7 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
                     n += 1
         if not n:
             raise Refused(f"none of {len(files)} images can be read, the first because of {next(iter(bad.values()), 'nothing')}: "
-                          f"look whether they are images in a format that Pillow reads.")
+                          "look whether they are images in a format that Pillow reads.")
         table.flush()
         if bad:                                               # fewer rows than were planned
             np.save(partial.with_suffix(".short.npy"), table[:n])

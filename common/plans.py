@@ -48,7 +48,7 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
     settings: what the tuning chose, budget -> learning rate, weight decay; of every budget, or of none.
 
     A fifth is held out, since a tenth would be 30 images. Distillation has temperature 1, as in Liu et al. 2019,
-    arXiv:1903.04197: at 4, what is everywhere would outweigh the rest of the image.
+    arXiv:1903.04197, whose term has none.
     """
     shape = {"task": task, "model": "resnet8", "past_epochs": 30}
     chosen = {"settings": settings or {}}

@@ -96,7 +96,7 @@ def classification_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 def evaluate_classifier(model: nn.Module, split: Split, batch: int | None = None, per_class: bool = False) -> dict[str, float]:
     """Accuracy (fraction) and loss (nats) over the whole split; accuracy of its parts, too. The model's mode stays.
 
-    batch: images at a time; 100 unless told on a CPU, where the activations of 500 leave its cache (a third slower), else 500.
+    batch: images at a time; unless told 100 on a CPU, whose cache the activations of 500 leave (a third more time); else 500.
     per_class: the mean of every class's accuracy as well, where classes have unlike numbers of examples.
     """
     training = model.training

@@ -145,7 +145,7 @@ def examples(report: Mapping) -> str:
 
 def machines(values: Sequence[str]) -> str:
     """"A (cpu)" and "A (cpu, compiled)" -> "A (cpu) and (cpu, compiled)"."""
-    names = [value.partition(" (cpu")[0] for value in values]
+    names = [value.rpartition(" (")[0] for value in values]
     return " and ".join(value.removeprefix(name + " ") if i and name == names[i - 1] else value
                         for i, (name, value) in enumerate(zip(names, values, strict=True)))
 
