@@ -41,7 +41,7 @@ class Planner:
             used = {"past", *map(self._kind, study.runs)}
             theirs = Planner(study.past_of, studies()[study.past_of]).before
             self.before = {kind: made for kind, made in theirs.items() if kind in used}
-        elif not (study.tuning or study.trials or study.portions):
+        elif not (study.trials or study.portions or {runs.script for runs in study.runs} == {"baselines/scratch"}):
             self._add("past", study.past_epochs, lambda fold: study.past_options, None if "--lr" in study.past_options else 1)
         if any(self._kind(runs) == "folds" for runs in study.runs):
             self._add("folds", study.past_epochs, lambda fold: (
@@ -78,7 +78,7 @@ class Planner:
             past = self.before[kind] if earlier is None else earlier
             line += ["--past", *([f"results/{self.owner}/{kind}"] if earlier is None else
                                  [f"{where}/{run['folder']}" for run in earlier])]
-            if "--lr" in study.past_options and not study.settings and budget is not None:
+            if "--lr" in study.past_options and "--lr" not in line and budget is not None:
                 own = parser.parse_only(line[1:])             # not what the past runs were made with
                 line += settings(own.lr, own.weight_decay)
         args = parser.parse_only(line[1:])

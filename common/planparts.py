@@ -40,7 +40,7 @@ class Study:
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
     scenario: str = "same"
     recommend: bool = True
-    tuning: bool = False                                      # no past runs; the report is a table of settings
+    tuning: bool = False                                      # the report is a table of settings
 
 
 def every_script() -> list[str]:

@@ -7,8 +7,9 @@ def settings(lr: float, decay: float) -> tuple[str, ...]:
     return "--lr", f"{lr:g}", "--weight-decay", f"{decay:.7f}".rstrip("0")
 
 
-def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1) -> tuple[Runs, ...]:
-    return tuple(Runs("baselines/scratch", (budget,), (0,), ("--holdout", f"{holdout:g}", *settings(lr, decay)))
+def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1,
+           script: str = "baselines/scratch") -> tuple[Runs, ...]:
+    return tuple(Runs(script, (budget,), (0,), ("--holdout", f"{holdout:g}", *settings(lr, decay)))
                  for lr in rates for decay in decays)
 
 
@@ -106,6 +107,9 @@ def studies() -> dict[str, Study]:
     augmented = (*(runs for budget in quarter for runs in (
                      *tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
                  *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)))
+    # what begins with past weights, with settings of its own; a past run of these kept examples alone
+    reloaded = tuple(runs for script in ("baselines/warm_start", "methods/shrink_perturb") for runs in (
+        *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
         **demos(),
@@ -125,6 +129,8 @@ def studies() -> dict[str, Study]:
         "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
         "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=augmented, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
+        "grow-mini-reuse-tuning": Study(**grow | {"past_options": (*grow["past_options"], "--holdout", "0.1")}, past_seeds=(100,),
+                                        tuning=True, options=("--subset", "share:0.2", *memorize), runs=reloaded),
         "grow-mini": Study(**grow, settings=GROW, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (

@@ -80,7 +80,7 @@ def test_plans_match_the_contract():
         assert all(f"--subset not:{k}/{len(planned.past_seeds)}" in r["command"] for k, r in enumerate(folds, 1))
         assert bool(folds) == any(r["method"] == "rho_loss" for r in made["runs"])
         past = [r for r in made["past"] if r["folder"].split("/")[-5] == "past"]
-        none = planned.tuning or planned.trials or planned.portions
+        none = planned.trials or planned.portions or {r["method"] for r in made["runs"]} == {"scratch"}
         assert [r["seed"] for r in past] == ([] if none else list(planned.past_seeds))
         new = {r["seed"] for r in made["runs"]}
         assert not new & {r["seed"] for r in made["past"]} and all("--results results/" in r["command"] for r in made["runs"])
@@ -127,7 +127,7 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
                       "device": {"name": "a CPU", "threads": 1}}
             (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
             (tmp_path / folder / "config.json").write_text(json.dumps(config))
-        return {"budget": 0.5, "seed": 0, "folder": folder,
+        return {"method": "scratch", "budget": 0.5, "seed": 0, "folder": folder,
                 "command": f"python baselines/scratch.py --holdout 0.2 --lr {lr} --weight-decay 0.0002"}
     made = {"study": "x-tuning", "task": "cifar100", "model": "resnet8", "past_epochs": 8, "tuning": True, "past": [],
             "runs": [run(0.8, 0.414), run(0.4, 0.397), run(1.6, None)]}
@@ -138,6 +138,12 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert "| 0.4 | 0.0002 | 39.70 |" in text and "| 1.6 | 0.0002 | not finished | | |" in text
     assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), torch 2.15, commit 1111111111" in text
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
+    assert "All methods then use what scratch got" in text
+    made["runs"][0]["method"] = "warm_start"
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    text = write_report(tmp_path).read_text()
+    assert "## warm_start, budget 1/2 (4 epochs)" in text and "All methods" not in text
+    assert "weight decay 0.0002 (no lower or higher learning rate" in text.partition("## warm_start")[2]    # apart from scratch
 
 
 def test_a_chain_waits_for_the_generation_before(tmp_path, monkeypatch, capsys):

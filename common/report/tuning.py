@@ -15,7 +15,7 @@ def write_table(root: Path, plan: dict) -> Path:
         done = found[run["folder"]]
         config, summary = (done["config"], done["summary"]) if done else (None, None)
         words = run["command"].split()
-        rows.append({"budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
+        rows.append({"method": run["method"], "budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
                      "accuracy": done["test"] if done else None,
                      **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
@@ -23,7 +23,7 @@ def write_table(root: Path, plan: dict) -> Path:
                      "train_accuracy": summary["train"]["correct"] if done else None,
                      "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
                      "device": config["device"] if done else None, "versions": config["versions"] if done else None})
-    rows.sort(key=lambda row: (row["budget"], row["lr"], row["weight_decay"]))
+    rows.sort(key=lambda row: (row["method"], row["budget"], row["lr"], row["weight_decay"]))
     write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
                                       "score": score, "past_epochs": plan["past_epochs"], "rows": rows})
     write_atomic(root / "TUNING.md", markdown(plan, rows, score))
@@ -47,14 +47,20 @@ def choice(rows: list[dict]) -> str:
 
 def markdown(plan: dict, rows: list[dict], score: str) -> str:
     terms, held = SCORES[score], plan["runs"][0]["command"].partition("--holdout ")[2].split()[0]
-    lines = [f"# Tuning: scratch on {plan['task']}, {plan['model']}", "",
-             f"Learning rate and weight decay of scratch, chosen for each budget by {terms.noun} on held-out training examples "
-             f"(`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
-             "All methods then use what scratch got at their budget; their own hyperparameters are not tuned.", ""]
-    for budget in sorted({row["budget"] for row in rows}):
-        mine = [row for row in rows if row["budget"] == budget]
+    names = sorted({row["method"] for row in rows})
+    alone, tuned = names == ["scratch"], " and ".join(names)
+    then = "All methods then use what scratch got at their budget; their own hyperparameters are not tuned." if alone else (
+        "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
+        "alone are not tuned.")
+    lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
+             f"Learning rate and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training "
+             f"examples (`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
+             + then, ""]
+    for name, budget in sorted({(row["method"], row["budget"]) for row in rows}):
+        mine = [row for row in rows if (row["method"], row["budget"]) == (name, budget)]
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
-        lines += [f"## Budget {words.budget(budget)} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
+        heading = f"Budget {words.budget(budget)}" if alone else f"{name}, budget {words.budget(budget)}"
+        lines += [f"## {heading} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
                   f"| Learning rate | Weight decay | Held-out {terms.noun} % | Held-out {terms.loss} | "
                   f"{terms.train.capitalize()} % |",
                   "|---|---|---|---|---|"]
