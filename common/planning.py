@@ -66,11 +66,13 @@ class Planner:
                  kind: str = "past", earlier: list[dict] | None = None) -> dict:
         """A run that reuses all past runs of a kind, or `earlier` runs of the study itself, if its script reuses any.
 
-        It has the study's settings of its `budget`; without one, as a run of another task, what its options say.
+        It has the study's settings of its `budget`, unless its options name a learning rate; without a budget, as a run of
+        another task, what its options say.
         """
         study = self.study
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
-        line += settings(*study.settings[budget]) if study.settings and budget is not None else []      # of every budget, or none
+        if study.settings and budget is not None and "--lr" not in options:
+            line += settings(*study.settings[budget])         # of every budget, or none
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         past = []

@@ -20,6 +20,8 @@ BETWEEN = MINI | {0.375: (0.8, 2e-4), 0.75: (0.8, 2e-4)}      # not tuned there:
 # Best of grow-mini-tuning; and for the past runs the best of those at budget 1 that memorized (train accuracy 95 % or more).
 GROW = {0.25: (0.2, 5e-4), 0.375: (0.2, 5e-4), 0.5: (0.4, 5e-4), 0.75: (0.4, 1e-3), 1: (0.4, 2e-3), 2: (0.8, 2e-3)}
 MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
+# Best of grow-mini-reuse-tuning, whose budget is 1/2.
+RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2, 2e-3)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 EARLY = ("--share", "1", "--until", "0.5")
 # what a script can do besides its defaults
@@ -108,7 +110,7 @@ def studies() -> dict[str, Study]:
                      *tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
                  *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)))
     # what begins with past weights, with settings of its own; a past run of these kept examples alone
-    reloaded = tuple(runs for script in ("baselines/warm_start", "methods/shrink_perturb") for runs in (
+    reloaded = tuple(runs for script in RELOADED for runs in (
         *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
     return {
@@ -139,7 +141,9 @@ def studies() -> dict[str, Study]:
             Runs("methods/partial_kd", half, THREE, EARLY, "early"),
             # what reloading ends at where it has as long as scratch; and the strongest of cifar100-mini
             Runs("baselines/warm_start", (1,), THREE), Runs("methods/shrink_perturb", (1,), THREE),
-            Runs("methods/dkd", half, THREE, ("--until", "0.5"), "early"))),
+            Runs("methods/dkd", half, THREE, ("--until", "0.5"), "early"),
+            *(Runs(script, (budget,), THREE, settings(*own), "tuned") for budget in (0.5, 0.75, 0.375)
+              for script, own in RELOADED.items()))),
         # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
             **grow, past_of="grow-mini", options=(

@@ -239,11 +239,13 @@ def markdown(report: Mapping) -> str:
         parts.append(("Gains of reloading final weights", "Nothing is new in this scenario, so these methods go on "
                       "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
                       + gains(report)))
+    own = "Rows named `tuned` have a learning rate and weight decay of their own, chosen on held-out examples. "
     parts += [("Cost of the past", "What the past runs cost themselves stands in the column of the whole sequence, and is "
                "counted nowhere else: they are there. Past runs that only one method needs are its preparation. "
                "Scratch's sequence is its own run alone, also where a team that reuses nothing would have trained before.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)), ("Made by", made_by(report)),
-              ("How the numbers are made", RULES.format(noun=noun))]
+              ("How the numbers are made", RULES.format(noun=noun, tuned=own if any(
+                  row["tag"] == "tuned" for row in report["rows"]) else ""))]
     return "\n\n".join([f"# {report['study']}", opening(report), *(f"## {name}\n\n{body}" for name, body in parts)]) \
         + "\n"

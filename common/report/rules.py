@@ -38,6 +38,6 @@ FLOPs are the headline, since runs may have shared a machine. Counted seconds le
 evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
 both rows on one device.
 - **Hyperparameters**: all methods have scratch's learning rate and weight decay of their budget; their own are those of \
-their paper or this repository's first choice, and not tuned. What loses may win with others.
+their paper or this repository's first choice, and not tuned. {tuned}What loses may win with others.
 - **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.
 - **No interval is corrected** for looking at many methods at once."""

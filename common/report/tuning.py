@@ -53,8 +53,8 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
-             f"Learning rate and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training "
-             f"examples (`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
+             f"Learning rate and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
+             f"(`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
              + then, ""]
     for name, budget in sorted({(row["method"], row["budget"]) for row in rows}):
         mine = [row for row in rows if (row["method"], row["budget"]) == (name, budget)]
