@@ -49,7 +49,7 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
     terms, held = SCORES[score], plan["runs"][0]["command"].partition("--holdout ")[2].split()[0]
     names = sorted({row["method"] for row in rows})
     alone, tuned = names == ["scratch"], " and ".join(names)
-    then = "All methods then use what scratch got at their budget; their own hyperparameters are not tuned." if alone else (
+    then = "All methods then use what scratch got at their budget, but for rows named `tuned`." if alone else (
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
