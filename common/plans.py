@@ -106,8 +106,10 @@ def studies() -> dict[str, Study]:
               *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 1e-3, 2e-3)),
               *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)))
     # with crop and flip about what was best without, and to either side of it
-    augmented = (*(runs for budget in quarter for runs in (
-                     *tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
+    def about(budget, script="baselines/scratch"):
+        return (*tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,), script=script), *tuning(budget, (0.4,), (2e-3,), script=script))
+
+    augmented = (*(runs for budget in quarter for runs in about(budget)),
                  *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)))
     # what begins with past weights, with settings of its own; a past run of these kept examples alone
     reloaded = tuple(runs for script in RELOADED for runs in (
@@ -133,6 +135,11 @@ def studies() -> dict[str, Study]:
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
         "grow-mini-reuse-tuning": Study(**grow | {"past_options": (*grow["past_options"], "--holdout", "0.1")}, past_seeds=(100,),
                                         tuning=True, options=("--subset", "share:0.2", *memorize), runs=reloaded),
+        # as many pairs as scratch has at that budget with crop and flip
+        "grow-mini-augment-reuse-tuning": Study(
+            **grow, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True, options=(
+                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64"),
+            runs=tuple(runs for script in RELOADED for runs in about(0.5, script))),
         "grow-mini": Study(**grow, settings=GROW, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (
@@ -157,8 +164,8 @@ def studies() -> dict[str, Study]:
         "grow-mini-augment": Study(
             **grow, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
-                Runs("baselines/scratch", scratch, THREE), Runs("baselines/warm_start", half, THREE),
-                Runs("methods/shrink_perturb", half, THREE))),
+                Runs("baselines/scratch", scratch, THREE), Runs("baselines/warm_start", quarter, THREE),
+                Runs("methods/shrink_perturb", quarter, THREE))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", (0.25, 0.5), THREE),
             *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",
@@ -176,7 +183,8 @@ def studies() -> dict[str, Study]:
                 Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
         "caltech101-mini-tuning": Study(**caltech, tuning=True, runs=(
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,))),
-            *tuning(2, (0.1, 0.2), (5e-4,)), *(runs for budget in (0.5, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,))))),
+            *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,))),
+            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,))))),
         "caltech101-mini": Study(
             **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
                 Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
