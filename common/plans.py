@@ -109,13 +109,13 @@ def studies() -> dict[str, Study]:
     def about(budget, script="baselines/scratch"):
         return (*tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,), script=script), *tuning(budget, (0.4,), (2e-3,), script=script))
 
-    # at 12 epochs the highest rate was the best
+    # at 12 epochs the highest rate was the best; and no decay below had been tried beside what was the best
     def beyond(script="baselines/scratch"):
         return (*tuning(0.5, (1.6,), (5e-4,), script=script), *tuning(0.5, (0.8,), (2e-3,), script=script))
 
     augmented = (*(runs for budget in quarter for runs in about(budget)),
                  *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)),
-                 *beyond())
+                 *beyond(), *tuning(0.5, (0.8,), (1e-4,)), *tuning(0.25, (0.4,), (1e-4,)), *tuning(1, (0.4,), (1e-4,)))
     # what begins with past weights, with settings of its own; a past run of these kept examples alone
     reloaded = tuple(runs for script in RELOADED for runs in (
         *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
@@ -144,7 +144,8 @@ def studies() -> dict[str, Study]:
         "grow-mini-augment-reuse-tuning": Study(
             **grow, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True, options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64"),
-            runs=tuple(runs for script in RELOADED for runs in (*about(0.5, script), *beyond(script)))),
+            runs=tuple(runs for script, rate in (("baselines/warm_start", 0.4), ("methods/shrink_perturb", 0.2)) for runs in (
+                *about(0.5, script), *beyond(script), *tuning(0.5, (rate,), (1e-4,), script=script)))),
         "grow-mini": Study(**grow, settings=GROW, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (
