@@ -22,6 +22,9 @@ GROW = {0.25: (0.2, 5e-4), 0.375: (0.2, 5e-4), 0.5: (0.4, 5e-4), 0.75: (0.4, 1e-
 MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
 # Best of grow-mini-reuse-tuning, whose budget is 1/2.
 RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2, 2e-3)}
+# With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
+AUGMENTED = {0.25: (0.4, 5e-4), 0.375: (0.4, 5e-4), 0.5: (0.8, 5e-4), 0.75: (0.4, 5e-4), 1: (0.4, 5e-4), 2: (0.4, 5e-4)}
+RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 EARLY = ("--share", "1", "--until", "0.5")
 # what a script can do besides its defaults
@@ -168,10 +171,13 @@ def studies() -> dict[str, Study]:
                       for script, own in RELOADED.items())))),
         # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
-            **grow, past_of="grow-mini", options=(
+            **grow, settings=AUGMENTED, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch, THREE), Runs("baselines/warm_start", quarter, THREE),
-                Runs("methods/shrink_perturb", quarter, THREE))),
+                Runs("methods/shrink_perturb", quarter, THREE),
+                # warm_start's own are scratch's at the other budgets
+                *(Runs(script, budgets, THREE, settings(*RELOADED_AUGMENTED[script]), "tuned") for script, budgets in (
+                    ("baselines/warm_start", (0.5,)), ("methods/shrink_perturb", quarter))))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", (0.25, 0.5), THREE),
             *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",

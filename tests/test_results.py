@@ -155,13 +155,14 @@ def test_settings_are_those_that_the_tuning_chose(name):
     assert all(one in most for budget, one in settings.items() if budget not in tuned)          # those between them
 
 
-def test_methods_named_tuned_have_the_best_settings_of_their_tuning():
-    rows = json.loads((ROOT / "results/grow-mini-reuse-tuning/tuning.json").read_text())["rows"]
-    runs = {runs.script.split("/")[1]: runs.options for runs in studies()["grow-mini"].runs if runs.tag == "tuned"}
-    assert runs and runs.keys() == {row["method"] for row in rows}
-    for method, options in runs.items():
-        best = max((row for row in rows if row["method"] == method), key=lambda row: row["accuracy"])
-        assert options == ("--lr", f"{best['lr']:g}", "--weight-decay", f"{best['weight_decay']:g}")
+@pytest.mark.parametrize("name", ["grow-mini", "grow-mini-augment"])
+def test_methods_named_tuned_have_the_best_settings_of_their_tuning(name):
+    rows = json.loads((ROOT / f"results/{name}-reuse-tuning/tuning.json").read_text())["rows"]
+    tuned = [runs for runs in studies()[name].runs if runs.tag == "tuned"]
+    assert {runs.script.split("/")[1] for runs in tuned} == {row["method"] for row in rows} != set()
+    for runs in tuned:
+        best = max((row for row in rows if row["method"] == runs.script.split("/")[1]), key=lambda row: row["accuracy"])
+        assert runs.options == ("--lr", f"{best['lr']:g}", "--weight-decay", f"{best['weight_decay']:g}")
 
 
 def test_past_runs_that_memorize_have_the_best_settings_of_those_that_do():
