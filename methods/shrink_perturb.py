@@ -2,7 +2,7 @@
 
 Reuses   final weights of --past
 Pays     nothing
-Source   Ash and Adams 2020, arXiv:1910.08475, section 4; shrink and perturb as in their code
+Source   Ash and Adams 2020, arXiv:1910.08475, section 4; shrink .4 and perturb .1 are the defaults of their code
 Differs  one-cycle SGD, where theirs is at a constant rate until it fits the data; head rows of new classes are shrunk as well.
          Noise is a freshly initialized network and batch norm's statistics are fresh, as in their code
 Neutral  --shrink 0 --perturb 1 is baselines/scratch.py, bit for bit

@@ -96,6 +96,8 @@ def intervals(row) -> set[str]:
 def test_findings_say_what_the_reports_say():
     """Each bullet's intervals are those of a method that it names, each other number stands in a report or a tuning table.
 
+    So are those of each row of README's first table.
+
     Of the study in the section's heading, or of the one that it measures again; README's, of any.
     """
     known, said, also = {}, {}, {}                            # study -> numbers; -> method -> intervals; -> which it confirms
@@ -116,7 +118,7 @@ def test_findings_say_what_the_reports_say():
     sections = [(*part.split(":", 1),) for part in (ROOT / "results" / "FINDINGS.md").read_text().split("\n## ")[1:]]
     assert {study for study, _ in sections} <= known.keys()
     for studies_, bullets in [(also.get(study, set()) | {study}, text.split("\n- ")[1:]) for study, text in sections] \
-            + [(set(known), first.split("\n- ")[1:])]:
+            + [(set(known), first.split("\n| ")[1:])]:
         numbers_said = set().union(*(known[study] for study in studies_))
         for bullet in (" ".join(bullet.split()) for bullet in bullets):
             named = set().union(*(said[study].get(name, set()) for study in studies_ & said.keys()

@@ -21,18 +21,20 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 TERA = 1e12
-INK, PALE = "#222222", "#d9d9d9"
+INK, GREY, PALE = "#222222", "#9a9a9a", "#d9d9d9"
 
 
 def styles(report: Mapping) -> dict[str, dict]:
-    """One look per method in all figures of a study: scratch black, the others by their order in the plan.
+    """One look per method in all figures of a study: scratch black, a colour for the first of the headline, the others grey.
 
-    Markers change with every method and dashes with every round of colours, so that colour is never the only cue.
+    Markers change with every method, dashes with every round of them, so that colour is never the only cue.
     """
-    others = [score["method"] for score in report["scores"] if score["method"] != "scratch"]
+    shown = along_curves(report)
+    others = [score["method"] for score in (*shown, *(score for score in ranking(report) if score not in shown))
+              if score["method"] != "scratch"]
     looks = {"scratch": {"color": "black", "marker": "o", "linestyle": "-"}}
     for i, method in enumerate(others):
-        looks[method] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + 1) % len(MARKERS)],
+        looks[method] = {"color": COLOURS[i] if i < len(COLOURS) else GREY, "marker": MARKERS[(i + 1) % len(MARKERS)],
                          "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
     return looks
 
@@ -101,6 +103,8 @@ def tradeoff(report: Mapping, path: Path) -> bool:
                        markersize=5, markerfacecolor="white", color=look["color"], zorder=4)
             low = [100 * row["low"] if row["low"] is not None else math.nan for row in own]
             high = [100 * row["high"] if row["high"] is not None else math.nan for row in own]
+            if len(own) > 1 and look["color"] == GREY:
+                continue                                      # their bands would cover what the others show
             if len(own) > 1:
                 panel.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
             else:

@@ -98,6 +98,8 @@ def result(report: Mapping, script: str) -> str:
         method, _, tag = row["method"].partition("-")
         if method == script != "scratch" and row["budget"] == report["common_budget"]:
             value = point_interval(headline(row)) if row["seeds"] else "missing"
+            if row["method"] == "warm_start" and "gain_over_scratch_2" in row and row["seeds"]:
+                found.append(point_interval(row["difference"]) + " (p)")
             found.append(f"{tag} {value}".strip() + next((mark for name, mark in marks.items() if name in row), ""))
     return "; ".join(found)
 
@@ -108,7 +110,8 @@ def draw_landscape(report: Mapping, path: Path) -> bool:
     both[1] = [row for row in both[1] if row["method"] != "warm_start"]
     if len(both[0]) + len(both[1]) < 2:
         return False
-    titles = ("over scratch at equal FLOPs", "over warm_start at this budget")
+    share = words.budget(report["common_budget"])
+    titles = (f"over scratch at equal FLOPs, budget {share}", f"over warm_start, budget {share}")
     chosen = [(rows, title) for rows, title in zip(both, titles, strict=True) if rows]
     figure, axes = panels(len(chosen), (5.4 * len(chosen), 1.2 + 0.24 * max(len(rows) for rows, _ in chosen)), sharey=False)
     for panel, (rows, title) in zip(axes, chosen, strict=True):

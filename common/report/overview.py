@@ -17,15 +17,21 @@ def answer(report: Mapping, kind: str) -> str:
         return "not yet"
     if item is None:
         return "–"
+    if kind == "reload weights":
+        return reload_answer(item)
     if item["method"] is None:
         return f"none of {item['candidates']}" if "measured" in item else "no method established"
-    if kind == "reload weights":
-        return ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"]))
     if kind == "accuracy at equal FLOPs":
         return (f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points "
                 f"at budget {budget(item['budget'])}")
     end = "open" if item["high"] is None else f"{item['high']:.2f}"
     return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
+
+
+def reload_answer(item: Mapping) -> str:
+    """Where nothing is new the rule charges the past run, elsewhere it is taken as paid: the cell says which."""
+    met = ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"])) or "no method established"
+    return f"past charged: {met}; past paid: {item['paid']}" if item["paid"] else f"past paid: {met}"
 
 
 def linked(report: Mapping) -> str:
@@ -40,7 +46,8 @@ def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> s
         if report["study"] in again:                          # its strongest were measured again: that row has them
             continue
         first = by_name.get(report.get("confirms"))
-        answers = [answer(report, kind) if not first or answer(report, kind) != "–" else answer(first, kind) for kind in KINDS]
+        answers = [answer(report, kind) if not first or answer(report, kind) != "–"
+                   else f"{answer(first, kind)} ({first['study']})" for kind in KINDS]
         lines.append([linked(report) + (f", after {linked(first)}" if first else ""),
                       SITUATIONS.get(report["scenario"], report["scenario"]) + examples(report),
                       f"`{report['model']}` on `{report['task']}`, {goal(report, 'full')} {percent(report['full_accuracy'])}"

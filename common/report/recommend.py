@@ -8,12 +8,18 @@ OTHER_REGIME = {"underfits": "memorize", "memorizes": "underfit"}
 
 
 def ranking(report: Mapping) -> list[Mapping]:
-    """Scores in the order of the headline: scratch, then by speed-up in FLOPs, then what is scored by paired gains."""
+    """Scores in the order of the headline: scratch, then by speed-up in FLOPs, then what is scored by paired gains.
+
+    Where two get as far, what gains more at equal FLOPs at the budget that most methods have comes first.
+    """
+    gains = {row["method"]: row["equal_flops"]["mean"] for row in report["rows"]
+             if row["budget"] == report["common_budget"] and "equal_flops" in row}
+
     def key(score):
         values = [score["targets"][name]["speed_up"]["flops"]["value"] or 0
                   for name in ("full", "full-1")] if score["targets"] and score["method"] != "scratch" else []
         return (score["method"] != "scratch", score["scored_by"] == "gain", [-value for value in values],
-                score["method"])
+                -(gains.get(score["method"]) or 0), score["method"])
 
     return sorted(report["scores"], key=key)
 
@@ -92,8 +98,7 @@ def save_compute(report: Mapping, target: str) -> dict:
         if best:
             text += f" Nearest: `{best['method']}`, {words.speed_up(cell['flops'])} times."
         if short:
-            most = words.budget(max(max(score["budgets"], default=0) for score in short))
-            text += f" {len(short)} of {len(candidates)} were measured up to budget {most} alone, and do not get there."
+            text += f" {unfinished(short, candidates)}"
         return found | {"text": text}
     text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
             f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
@@ -104,11 +109,19 @@ def save_compute(report: Mapping, target: str) -> dict:
         text += " It reuses nothing of the past."
     elif target == "full":
         text += if_charged(report, best["method"])
+    if short:
+        text += f" {unfinished(short, candidates)}"
     if best["reused"] and free:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
     text += largest_of(report, f"{len(candidates)} methods")
     return found | {"text": text + limits(report, best["budgets"])}
+
+
+def unfinished(short: Sequence[Mapping], candidates: Sequence[Mapping]) -> str:
+    """Of methods that the study does not follow as far as scratch, one sentence."""
+    most = words.budget(max(max(score["budgets"], default=0) for score in short))
+    return f"{len(short)} of {len(candidates)} were measured up to budget {most} alone, and do not get there."
 
 
 def if_charged(report: Mapping, method: str) -> str:
@@ -208,12 +221,13 @@ def reload_weights(report: Mapping) -> dict | None:
     rule = f"reload final weights only where the paired gain over {than}, lies above 0 with its whole interval"
     rule = rule if gained else rule.replace("FLOPs,", "FLOPs")
     found = {"kind": "reload weights", "rule": rule, "method": met[0]["method"] if met else None,
-             "budget": met[0]["budget"] if met else None, "candidates": len(rows),
+             "budget": met[0]["budget"] if met else None, "candidates": len(rows), "paid": past_paid(report, gained),
              "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
     if not met:
         return found | {"text": "Reloading final weights is not established to pay, at scratch's learning rate: no row meets the "
-                                f"rule. Nearest: {at(largest(rows, name)[0], name)}. " + without_the_past(report, gained)
-                                + limits(report, [row["budget"] for row in rows])}
+                                f"rule. Nearest: {at(largest(rows, name)[0], name)}. "
+                                + (f"This charges the past run in full; without it {found['paid']} over scratch. "
+                                   if found["paid"] else "") + limits(report, [row["budget"] for row in rows])}
     text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
     plain = met[0].get("gain_over_warm_start")
     if plain and plain["mean"] is not None:
@@ -222,11 +236,10 @@ def reload_weights(report: Mapping) -> dict | None:
     return found | {"text": f"{text} {limits(report, [row['budget'] for row in met])}"}
 
 
-def without_the_past(report: Mapping, gained: Sequence[str]) -> str:
-    """What plain reloading gains where nobody charges the past run, in one sentence, if it was compared."""
+def past_paid(report: Mapping, gained: Sequence[str]) -> str | None:
+    """What plain reloading gains over scratch where the rule charges the past run and nobody else does, if it was compared."""
     rows = [row for row in rows_of(report, "warm_start") if row["complete"] and row["difference"]["mean"] is not None]
-    return f"This charges the past run in full; without it {at(rows[-1], 'difference')} over scratch. " \
-        if rows and "warm_start" in gained else ""
+    return at(rows[-1], "difference") if rows and "warm_start" in gained else None
 
 
 def recommendations(report: Mapping) -> list[dict]:
