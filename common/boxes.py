@@ -95,9 +95,10 @@ def mean_average_precision(found: Sequence, truth: Sequence, classes: int, names
 
 
 @torch.no_grad()
-def evaluate_detector(model: nn.Module, split: Split) -> dict[str, float]:
+def evaluate_detector(model: nn.Module, split: Split, per_image: float = 1.0) -> dict[str, float]:
     """COCO's average precision at IoU .5 and over .5 to .95 of the whole split, and loss (nats). The model's mode stays.
 
+    per_image: objects an image, as of `detection_loss`.
     Boxes are compared at the size of the network's input; another scale along x or y does not change their overlaps.
     """
     training = model.training
@@ -106,7 +107,7 @@ def evaluate_detector(model: nn.Module, split: Split) -> dict[str, float]:
     for examples in all_batches(split, BATCH):
         with autocast(split.amp, split.device):
             output = model(examples.image)
-        loss = loss + detection_loss(output, examples.target).sum()
+        loss = loss + detection_loss(output, examples.target, per_image).sum()
         found += decode(output).cpu().unbind()
         truth += examples.target.cpu().unbind()
     model.train(training)

@@ -14,8 +14,11 @@ class DenseResNet(ResNet):
     Parameters of the trunk have the names they have in `ResNet`, so that a classifier's weights fit (`--part trunk`).
     """
 
-    def __init__(self, depth: int, outputs: int, width: float = 1, stride: int = 2):
-        """outputs: channels of the output map, whose height and width are the image's over `stride` (2 or 4)."""
+    def __init__(self, depth: int, outputs: int, width: float = 1, stride: int = 2, prior: Tensor | None = None):
+        """outputs: channels of the output map, whose height and width are the image's over `stride` (2 or 4).
+
+        prior: [outputs], added to the output; no parameter, so that what shrinks or averages weights leaves it alone.
+        """
         super().__init__(depth, outputs, width)
         del self.head                                         # the last layer stays the last
         blocks, second, third = (depth - 2) // 6, round(width * 32), round(width * 64)
@@ -26,6 +29,7 @@ class DenseResNet(ResNet):
         self.lateral = nn.ModuleList(nn.Conv2d(channels, merged, 1) for channels in inputs)
         self.smooth = nn.Sequential(nn.Conv2d(merged, merged, 3, padding=1, bias=False), nn.BatchNorm2d(merged), nn.ReLU())
         self.head = nn.Conv2d(merged, outputs, 1)
+        self.register_buffer("prior", None if prior is None else prior[:, None, None], persistent=False)
 
     def forward(self, image: Tensor, features: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """image [B, 3, H, W] normalised -> [B, outputs, H/stride, W/stride]; with `features` also the trunk's three maps."""
@@ -38,6 +42,8 @@ class DenseResNet(ResNet):
         merged = self.smooth(merged)
         with torch.autocast(image.device.type, enabled=False):     # boxes to better than a pixel; a teacher's are bf16
             output = self.head(merged.to(self.head.weight.dtype))
+            if self.prior is not None:
+                output = output + self.prior.to(output.dtype)
         return (output, maps) if features else output
 
 
@@ -84,13 +90,13 @@ def build_segmenter(name: str, classes: int, generator: torch.Generator, device:
 def build_detector(name: str, classes: int, generator: torch.Generator, device: torch.device, size: int) -> nn.Module:
     """A channels-last model in train mode whose output is what common/detection.py wants: a heat map for each class, a box.
 
-    The heat maps' bias makes them .1 everywhere to begin with (Lin et al. 2017, arXiv:1708.02002, section 4.1, as CenterNet).
+    Its heat maps are .1 everywhere to begin with (Lin et al. 2017, arXiv:1708.02002, section 4.1, as CenterNet).
     """
     if name.startswith("tv:"):
         raise Refused(f"--model {name} does not predict boxes here: choose resnet8 to resnet110, at any width.")
     depth, width = depth_and_width(name)
-    model = initialised(DenseResNet(depth, classes + BOX, width, stride=STRIDE), generator)
+    prior = torch.cat([torch.full((classes,), -2.19), torch.zeros(BOX)])
+    model = initialised(DenseResNet(depth, classes + BOX, width, stride=STRIDE, prior=prior), generator)
     nn.init.normal_(model.head.weight, std=1e-3, generator=generator)
     nn.init.zeros_(model.head.bias)
-    nn.init.constant_(model.head.bias[:classes], -2.19)
     return model.to(device, memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """A single-stage detector without anchors: targets and losses of CenterNet, as pure functions.
 
 Source   "Objects as Points", Zhou, Wang, Kraehenbuehl 2019, arXiv:1904.07850; its Gaussians are CornerNet's, arXiv:1808.01244
-Differs  log p from logits, not from clamped probabilities; on several ranks, objects are counted in each rank's own images
+Differs  log p from logits, not from clamped probabilities; sums are divided by one number of objects an image for the whole
+         data set, where their code has the batch's: an image's loss is its own, whatever lies beside it
 
 A target is boxes [B, M, 6] float32: class (-1 is padding), x0, y0, x1, y1 (pixels of the network's input, half-open), difficult
 (0 or 1). The network's output is one tensor [B, C + 4, h, w], a cell for each STRIDE pixels of the input: C heat-map logits,
@@ -81,16 +82,17 @@ def parted(output: Tensor) -> tuple[Tensor, Tensor]:
     return output[:, :-BOX], output[:, -BOX:]
 
 
-def detection_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over objects an image.
+def detection_loss(output: Tensor, target: Tensor, per_image: float = 1.0) -> Tensor:
+    """Output [B, C + 4, h, w], boxes [B, M, 6] -> [B]: focal loss + 0.1 L1 of sizes + L1 of offsets, over `per_image`.
 
-    These are the batch's mean, as in CenterNet's code, and at least 1. Divided by its own number, as in the paper's text, an
-    image whose objects are not all labelled, as some of BCCD's, would have some eight times the others' weight for finding them.
+    per_image: objects an image of the data set has on average. Divided by its own number, as in the paper's text, an image
+    whose objects are not all labelled, as some of BCCD's, would have some eight times the others' weight for finding them. So
+    an image with more objects has more loss, and an order by loss is nearly one by objects.
     """
-    return loss_and_heat(output, target)[0]
+    return loss_and_heat(output, target, per_image)[0]
 
 
-def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def loss_and_heat(output: Tensor, target: Tensor, per_image: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss [B], the heat map [B, C, h, w] that it wants, and where it does not look [B, C, h, w] bool: at difficult boxes."""
     logits, boxes = parted(output)
     _, classes, h, w = logits.shape
@@ -101,7 +103,7 @@ def loss_and_heat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     focal = -torch.where(wanted == 1, hit, miss).masked_fill(passed, 0.0).sum((1, 2, 3))    # [B]
     away = (found.pick(boxes) - torch.cat([found.size, found.offset], 2).mT).abs()       # [B, 4, M]
     away = (weighted(away) * found.trains).sum(1)             # [B]
-    return (focal + away) / (found.trains.sum() / len(target)).clamp(min=1), wanted, passed
+    return (focal + away) / per_image, wanted, passed
 
 
 def apart(target: Tensor, classes: int) -> Tensor:
@@ -115,40 +117,44 @@ def weighted(away: Tensor) -> Tensor:
     return SIZE_WEIGHT * away[:, :2].sum(1) + OFFSET_WEIGHT * away[:, 2:].sum(1)
 
 
-def detection_distill(output: Tensor, soft: Tensor, temperature: float) -> Tensor:
+def detection_distill(output: Tensor, soft: Tensor, temperature: float, per_image: float = 1.0) -> Tensor:
     """Student's and teacher's output [B, C + 4, h, w] -> [B], 0 where they are equal.
 
     T^2 KL(sigmoid(soft / T) || sigmoid(output / T)) of every cell and class, and the L1 distance of the boxes, weighted as in the
     loss, where the teacher sees an object: in a cell that is the largest of its 3 x 3 neighbours, of more than half of the
-    largest probability that the class has in the image, be that high or low (but below .3 none is an object's). The KL has
-    weight 1 there. Elsewhere it has the square, the power of the loss's own focal weight, of the student's probability or of the
-    teacher's over that largest, whichever is more (at temperature 1, no gradient): by the probability itself, background would
-    drown the objects. Sums are divided by the objects that the teacher sees, the batch's mean per image, at least 1, as the
-    loss's are. This is ours, after work that distils a detector where either sees an object (such as Wang et al. 2019,
-    arXiv:1906.03609).
+    largest probability that the class has in the image (where that is below .3, it has no object there). The KL has weight 1
+    there. Elsewhere it has the square, the power of the loss's own focal weight, of the student's probability or of the teacher's
+    over that largest, whichever is more (at temperature 1, no gradient): by the probability itself, background would drown the
+    objects. Sums are divided by `per_image`, as the loss's are. This is ours, after work that distils a detector where either
+    sees an object (such as Wang et al. 2019, arXiv:1906.03609).
     """
     (student, boxes), (teacher, known) = parted(output), parted(soft)
     found = teacher.sigmoid()                                 # [B, C, h, w]
-    most = found.amax((2, 3), keepdim=True).clamp(min=FOUND)
-    peak = (teacher == F.max_pool2d(teacher, 3, 1, 1)) & (found > most / 2)
+    largest = found.amax((2, 3), keepdim=True)                # [B, C, 1, 1]
+    most = largest.clamp(min=FOUND)
+    peak = (teacher == F.max_pool2d(teacher, 3, 1, 1)) & (found > most / 2) & (largest > FOUND)
     seen = torch.maximum((found / most) ** ALPHA, student.detach().sigmoid() ** ALPHA).masked_fill(peak, 1.0)
-    number = (peak.sum() / len(peak)).clamp(min=1)
     p = (teacher / temperature).sigmoid()
     cross, entropy = (F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
                       for logits in (student, teacher))
     kl = temperature ** 2 * (seen * (cross - entropy)).sum((1, 2, 3))       # [B]
-    return (kl + (peak.any(1) * weighted((boxes - known).abs())).sum((1, 2))) / number
+    return (kl + (peak.any(1) * weighted((boxes - known).abs())).sum((1, 2))) / per_image
 
 
 def detection_mean(outputs: list[Tensor], temperature: float) -> Tensor:
-    """P outputs [B, C + 4, h, w] -> one whose heat map's sigmoid at `temperature` is the mean of theirs; so are its boxes."""
+    """P outputs [B, C + 4, h, w] -> one whose heat map's sigmoid at `temperature` is the mean of theirs.
+
+    A cell's box is the mean of theirs, weighted by the square of the largest probability that each has there: a box is trained
+    where an object's centre is, and elsewhere it is anything.
+    """
     logits, boxes = (torch.stack(parts) for parts in zip(*map(parted, outputs), strict=True))       # [P, B, ...]
+    sees = (2 * F.logsigmoid(logits).amax(2, keepdim=True)).softmax(0)      # [P, B, 1, h, w], sum to 1 over P
     yes, no = (F.logsigmoid(sign * logits / temperature).logsumexp(0) for sign in (1, -1))
-    return torch.cat([temperature * (yes - no), boxes.mean(0)], 1)
+    return torch.cat([temperature * (yes - no), (sees * boxes).sum(0)], 1)
 
 
 @torch.no_grad()
-def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+def detection_stats(output: Tensor, target: Tensor, per_image: float = 1.0) -> dict[str, Tensor]:
     """What is recorded of each example [B].
 
     loss: `detection_loss`; correct: the share of the image's objects in whose centre's cell the right class is the largest and
@@ -160,7 +166,7 @@ def detection_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     best, kind = found.pick(p).max(1)                         # [B, M]
     right = ((kind == found.kind) & (best > FOUND) & found.trains).sum(1)
     count = found.trains.sum(1)
-    loss, wanted, passed = loss_and_heat(output, target)
+    loss, wanted, passed = loss_and_heat(output, target, per_image)
     return {"loss": loss,
             "correct": torch.where(count > 0, right / count.clamp(min=1), 1.0),
             "el2n": (p - wanted).masked_fill(passed, 0.0).flatten(1).norm(dim=1) / count.clamp(min=1).sqrt()}

@@ -142,8 +142,8 @@ CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_ou
            "evaluate": evaluate_classifier}
 PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_on_finest, "stats": pixel_stats,
           "evaluate": evaluate_segmenter, "picture": segmented, "predicts": "pixels", "score": "miou"}
-BOXES = {"loss": detection_loss, "distill": detection_distill, "mean": detection_mean, "stats": detection_stats,
-         "evaluate": evaluate_detector, "picture": detected, "predicts": "boxes", "score": "map50"}
+BOXES = {"mean": detection_mean, "picture": detected, "predicts": "boxes", "score": "map50"}
+COUNTED = {"loss": detection_loss, "distill": detection_distill, "stats": detection_stats, "evaluate": evaluate_detector}
 
 
 def image_files(read: Callable, **options) -> Task:
@@ -157,8 +157,10 @@ def segmentation(read: Callable, **defaults) -> Task:
         "model": "resnet8", "epochs": 30.0, "batch_size": 16, "lr": 0.2, "weight_decay": 5e-4} | defaults)
 
 
-def detection(read: Callable, **defaults) -> Task:
-    return task_of(dense(read), BOXES, build_detector, BoxSplit, defaults={
+def detection(read: Callable, per_image: float, **defaults) -> Task:
+    """per_image: objects that train, an image of the training set; what losses are divided by."""
+    counted = {name: partial(function, per_image=per_image) for name, function in COUNTED.items()}
+    return task_of(dense(read), BOXES | counted, build_detector, BoxSplit, defaults={
         "model": "resnet8", "epochs": 30.0, "batch_size": 16, "lr": 0.05, "weight_decay": 5e-4} | defaults)
 
 
@@ -172,7 +174,7 @@ TASKS = {
     "shapes-seg": segmentation(read_shapes_seg, epochs=3.0, batch_size=32, image_size=32),
     "camvid": segmentation(read_camvid, image_size="128x160"),
     "voc-seg": segmentation(read_voc_seg, image_size=128),
-    "shapes-det": detection(read_shapes_det, epochs=3.0, batch_size=32, image_size=32),
-    "bccd": detection(read_bccd, image_size="128x160"),
-    "voc-det": detection(read_voc_det, image_size=128),
+    "shapes-det": detection(read_shapes_det, 1.0, epochs=3.0, batch_size=32, image_size=32),
+    "bccd": detection(read_bccd, 13.5, image_size="128x160"),
+    "voc-det": detection(read_voc_det, 2.5, image_size=128),
 }

@@ -104,9 +104,10 @@ def test_heat_and_loss_equal_their_loops():
     for b, _, column, row, box in centers:
         away = (output[b, 3:, row, column] - box).abs()
         total[b] += 0.1 * away[:2].sum() + away[2:].sum()
-    count = len(centers) / 4                                  # an image, of the batch
-    assert count > 1
-    assert torch.allclose(detection_loss(output, target).double(), total / count, rtol=1e-5)
+    found = detection_loss(output, target, per_image=3.0)
+    assert torch.allclose(found.double(), total / 3, rtol=1e-5)
+    alone = [detection_loss(output[b:b + 1], target[b:b + 1], 3.0) for b in range(4)]       # whatever lies beside it
+    assert torch.allclose(torch.cat(alone), found, rtol=1e-6)
 
 
 def two_cells():
@@ -119,11 +120,9 @@ def test_loss_of_two_cells():
     away = 0.1 * (2 + 0.5) + (0.25 + 0.4)                     # the box is 1 x 1 cells, its centre at (0.5, 0.5)
     output = two_cells()
     assert detection_loss(output, boxes(POINT)).tolist() == pytest.approx([hit + miss + away])
-    assert detection_loss(output, boxes(POINT, POINT, PADDING)).tolist() == pytest.approx([(hit + miss + 2 * away) / 2])
+    assert detection_loss(output, boxes(POINT, POINT, PADDING)).tolist() == pytest.approx([hit + miss + 2 * away])
     none = 0.5 ** 2 * math.log(2) + miss
-    both = detection_loss(output.repeat(2, 1, 1, 1), torch.cat([boxes(POINT), boxes(PADDING)]))     # half of one an image: over 1
-    assert both.tolist() == pytest.approx([hit + miss + away, none])
-    both = detection_loss(output.repeat(2, 1, 1, 1), torch.cat([boxes(*[POINT] * 4), boxes(*[PADDING] * 4)]))       # two
+    both = detection_loss(output.repeat(2, 1, 1, 1), torch.cat([boxes(*[POINT] * 4), boxes(*[PADDING] * 4)]), 2.0)
     assert both.tolist() == pytest.approx([(hit + miss + 4 * away) / 2, none / 2])
     assert detection_loss(output, boxes([*POINT[:5], 1])).tolist() == pytest.approx([miss])           # difficult: not looked at
 
@@ -187,11 +186,15 @@ def test_distill_of_one_cell():
     assert detection_distill(student, soft, 2).tolist() == pytest.approx([4 * KL + away])
     both = soft[:, [0, 0, 1, 2, 3, 4]]                        # two objects, one box
     found = detection_distill(student[:, [0, 0, 1, 2, 3, 4]], both, 2)
-    assert found.tolist() == pytest.approx([4 * KL + away / 2])
+    assert found.tolist() == pytest.approx([8 * KL + away])
+    assert detection_distill(student[:, [0, 0, 1, 2, 3, 4]], both, 2, 2.0).tolist() == pytest.approx([4 * KL + away / 2])
     low = cell(math.log(0.1 / 0.9), 0, 0, 0, 0)               # .1 is no object: weight 1/4, the student's, and no box
     nothing = 0.25 * (0.1 * math.log(0.1 / 0.5) + 0.9 * math.log(0.9 / 0.5))
     assert detection_distill(student, low, 1).tolist() == pytest.approx([nothing])
-    images = [torch.cat(two) for two in ([student] * 4, [low, soft, soft, soft])]         # three objects in four images: over 1
+    nearly = cell(math.log(0.2 / 0.8), 0, 0, 0, 0)            # nor is .2: weight (2/3)^2, the teacher's, and no box
+    almost = (0.2 / 0.3) ** 2 * (0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5))
+    assert detection_distill(student, nearly, 1).tolist() == pytest.approx([almost])
+    images = [torch.cat(two) for two in ([student] * 4, [low, soft, soft, soft])]
     assert detection_distill(*images, 1).sum().item() == pytest.approx(nothing + 3 * detection_distill(student, soft, 1).item())
 
 
@@ -202,11 +205,11 @@ def test_distill_of_an_object_and_what_is_beside_it():
     teacher[0, 0, 0], student[0, 0, 0], student[0, 1] = p.logit(), q.logit(), 10
     weight = tensor([1, (0.4 / 0.8) ** 2, 0.6 ** 2, 1])       # a peak, relative to the largest, the student's own, a peak
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    assert detection_distill(student, teacher, 1).item() == pytest.approx(((weight * kl).sum().item() + 2 * 0.1 * 10) / 2)
+    assert detection_distill(student, teacher, 1).item() == pytest.approx((weight * kl).sum().item() + 2 * 0.1 * 10)
     fainter = teacher.clone()                                 # an unsure teacher's objects count no less
     fainter[0, 0, 0] = (p / 2).logit()
     faint = p / 2 * (p / 2 / q).log() + (1 - p / 2) * ((1 - p / 2) / (1 - q)).log()
-    assert detection_distill(student, fainter, 1).item() == pytest.approx(((weight * faint).sum().item() + 2 * 0.1 * 10) / 2)
+    assert detection_distill(student, fainter, 1).item() == pytest.approx((weight * faint).sum().item() + 2 * 0.1 * 10)
 
 
 @pytest.mark.parametrize("peak", [0.9, 0.6, 0.4])             # of a teacher that is sure, and of some that are not
@@ -259,7 +262,9 @@ def test_mean_of_two():
         one, two = (cell(temperature * math.log(p / (1 - p)), *rest) for p, rest in ((0.2, (1, 2, 3, 4)), (0.6, (3, 2, 1, 0))))
         found = detection_mean([one, two], temperature)
         assert (found[:, 0] / temperature).sigmoid().item() == pytest.approx(0.4)
-        assert found[0, 1:].flatten().tolist() == [2, 2, 2, 2]
+        sees = [(cell[0, 0].sigmoid() ** 2).item() for cell in (one, two)]      # each box as far as it sees an object there
+        mean = [(sees[0] * a + sees[1] * b) / sum(sees) for a, b in ((1, 3), (2, 2), (3, 1), (4, 0))]
+        assert found[0, 1:].flatten().tolist() == pytest.approx(mean, rel=1e-4)
     assert torch.allclose(detection_mean([one], 3.0), one)
     assert detection_mean([cell(200, 0, 0, 0, 0), cell(100, 0, 0, 0, 0)], 1)[0, 0].item() == pytest.approx(100 + math.log(2))
 

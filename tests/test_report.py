@@ -540,8 +540,8 @@ def test_a_study_measured_again_is_one_row_of_the_overview(study):
     text = write_overview(study.parent).read_text()
     lines = [line for line in text.splitlines() if line.startswith("| [")]
     assert len(lines) == 1 and lines[0].startswith("| [again](again/REPORT.md), after [tiny](tiny/REPORT.md) | nothing is new |")
-    assert lines[0].endswith("| past charged: `warm_start`; past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny) |")
-    # what the second did not measure is the first's
+    charged = "past charged: `warm_start`; past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny)"
+    assert lines[0].endswith(f"| {charged} |")                # what the second did not measure is the first's
     assert "## tiny\n\nIts strongest were measured again: [again](again/REPORT.md).\n\n- " in text
 
 
