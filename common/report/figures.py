@@ -199,7 +199,10 @@ def speedup(report: Mapping, path: Path) -> bool:
             colour, marker = (looks[score["method"]][key] for key in ("color", "marker"))
             cells = score["targets"][target]["speed_up"]
             if cells["flops"]["value"] is None:
-                panel.annotate(cells["flops"]["status"], (1, i), xytext=(6, 0), textcoords="offset points", fontsize=8,
+                said = cells["flops"]["status"]
+                if said == "not reached" and score["budgets"] and max(score["budgets"]) < 1:
+                    said += f" up to budget {budget(max(score['budgets']))}"
+                panel.annotate(said, (1, i), xytext=(6, 0), textcoords="offset points", fontsize=8,
                                va="center", color="#666666", style="italic")
                 continue
             timed = cells["seconds"]["value"] is not None
