@@ -149,8 +149,8 @@ class Planner:
                         first = t == 0 or r.script == "baselines/scratch"
                         script = Runs("baselines/scratch", r.budgets, r.seeds) if first else r
                         trials.append(self._run(script, budget, 100 * seed + t, t + 1, (
-                            *settings(*chosen), "--holdout", "0.1", *(() if first else ("--pick", "best"))), f"t{t + 1}",
-                            earlier=trials))
+                            *settings(*chosen), "--holdout", f"{self.study.holdout:g}",
+                            *(() if first else ("--pick", "best"))), f"t{t + 1}", earlier=trials))
                     runs |= {trial["folder"]: trial for trial in trials}
                     label = r.script.split("/")[1] + (f"-{r.tag}" if r.tag else "")
                     searches.append({"method": label, "budget": budget, "seed": seed, "trials": [t["folder"] for t in trials]})

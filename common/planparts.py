@@ -36,6 +36,7 @@ class Study:
     generations: int = 0                                      # length of chains in which each run reuses the one before
     portions: int = 0                                         # in which the data arrive; each run reuses the one before
     trials: int = 0                                           # of random searches in which each run reuses the best so far
+    holdout: float = 0.1                                      # share of the training examples that chooses among trials
     others: dict[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)      # kind of past runs -> epochs, options
     settings: dict[float, tuple[float, float]] = field(default_factory=dict)    # budget -> learning rate, weight decay
     scenario: str = "same"

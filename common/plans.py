@@ -13,7 +13,7 @@ def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], h
                  for lr in rates for decay in decays)
 
 
-THREE, FRESH = (0, 1, 2), (10, 11, 12, 13, 14)
+THREE, FIVE, FRESH = (0, 1, 2), (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
 # Best of cifar100-mini-tuning.
 MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
 BETWEEN = MINI | {0.375: (0.8, 2e-4), 0.75: (0.8, 2e-4)}      # not tuned there: what most of them chose
@@ -180,11 +180,14 @@ def studies() -> dict[str, Study]:
                     ("baselines/warm_start", (0.5,)), ("methods/shrink_perturb", quarter))))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
-            *(Runs(script, (0.25,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/dash",
-                                                          "methods/kd", "methods/loss_replay")))),
-        "tuning-mini": Study("cifar100", "resnet8", 8, scenario="tuning", trials=6, runs=(
-            Runs("baselines/scratch", (0.5, 1), THREE),
-            *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/shrink_perturb", "methods/kd")))),
+            *(Runs(script, half, THREE) for script in ("baselines/warm_start", "methods/shrink_perturb")),
+            *(Runs(script, (0.25,), THREE) for script in ("methods/dash", "methods/kd", "methods/loss_replay")))),
+        # five searches of each kind, since each draws other settings; a fifth of the data, so that there can be five
+        "tuning-mini": Study(
+            "cifar100", "resnet8", 16, scenario="tuning", trials=6, holdout=0.2, options=("--subset", "share:0.2"), runs=(
+                Runs("baselines/scratch", quarter, FIVE),
+                *(Runs(script, (0.5,), FIVE) for script in ("baselines/warm_start", "methods/shrink_perturb")),
+                Runs("methods/dkd", (0.375,), FIVE, ("--until", "0.5"), "early"))),     # with a teacher, for as much
         "classes-mini": Study(
             "cifar100", "resnet8", 8, scenario="classes", settings=BETWEEN, past_options=("--subset", "classes:80"),
             options=("--parts", "classes:80"), runs=(
@@ -193,10 +196,11 @@ def studies() -> dict[str, Study]:
                     "baselines/warm_start", "methods/shrink_perturb", "methods/kd", "methods/partial_kd",
                     "methods/attention_transfer", "methods/infobatch")),
                 Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+        # a fifth is held out, since a tenth would be 303 images
         "caltech101-mini-tuning": Study(**caltech, tuning=True, runs=(
-            *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,))),
-            *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,))),
-            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,))))),
+            *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),
+            *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,), 0.2)),
+            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)))),
         "caltech101-mini": Study(
             **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
                 Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),

@@ -16,10 +16,14 @@ def find_runs(paths: list[str]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         configs = [path / "config.json"] if (path / "config.json").exists() else sorted(path.rglob("config.json"))
+        if not configs and (path / "failed.json").exists() and len(paths) > 1:
+            continue                                          # a trial that was refused before it began left nothing else
         if not configs:
             raise Refused(f"--past {path}: {'there is no run in it' if path.exists() else 'no such folder'}. Name a run's "
                           "folder (it holds config.json) or a folder of runs.")
         found += [config.parent for config in configs]
+    if paths and not found:
+        raise Refused(f"--past {' '.join(paths)}: none of these runs began. Their failed.json says why.")
     return sorted(set(found), key=lambda folder: (read_config(folder)["args"]["seed"], folder))
 
 

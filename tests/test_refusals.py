@@ -20,6 +20,7 @@ from common.data import all_batches
 from common.files import Refused, write_atomic
 from common.past import PastRun
 from common.run import Run
+from common.runfiles import find_runs
 from common.tasks import TASKS
 
 
@@ -49,6 +50,14 @@ def test_no_past_prints_the_command_that_makes_one(tmp_path):
 def test_past_that_is_not_there(tmp_path):
     refused("no such folder.*config.json", parse, "methods/kd", "--past", tmp_path / "nowhere")
     refused("there is no run in it", parse, "methods/kd", "--past", tmp_path)
+
+
+def test_trials_that_were_refused_before_they_began(past, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "failed.json").write_text("{}")
+    assert len(find_runs([str(tmp_path / "a"), str(past)])) == len(find_runs([str(past)])) > 0
+    refused("none of these runs began", find_runs, [str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_unfinished_past(copy, tmp_path):

@@ -759,6 +759,8 @@ def test_trunks_of_another_task_may_have_another_score(tmp_path):
     change_plan(tmp_path, past=[*plan["past"][:2], plan["past"][2] | {"folder": "trunks/seed102"}])
     report = run(tmp_path)
     assert report["score"] == "miou" and [one["test_accuracy"] for one in report["past"]["runs"]] == [0.45, 0.45]
+    assert [one["test"] for one in report["trunks"]] == [0.9]
+    assert "| `trunks/seed102` | `unknown` | 102 | finished | 8 | " in (tmp_path / "REPORT.md").read_text()
 
 
 def test_a_score_without_words_is_refused(tmp_path):

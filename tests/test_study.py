@@ -212,6 +212,7 @@ def test_regret_by_hand(tmp_path):
     text = write_report(tmp_path).read_text()
     rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     assert rows["reuse"]["delivered"]["mean"] == 0.6 and rows["reuse"]["regret"]["mean"] == pytest.approx(0.1)
+    assert "0 by definition" in text and "| `reuse` | 1 | 0 | 30.0 | 40.0 | **60.0** |" in text
     assert rows["reuse"]["cost_over_scratch"]["mean"] == pytest.approx(2 / 3) and rows["scratch"]["regret"]["mean"] == 0
     assert rows["scratch"]["cost_over_scratch"]["mean"] == 1
     assert rows["reuse"]["delivered_over_scratch"]["mean"] == pytest.approx(0.1)
@@ -223,7 +224,7 @@ def test_regret_by_hand(tmp_path):
     write_report(tmp_path)
     tested = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}["reuse"]
     assert tested["delivered"]["mean"] == 0.6 and tested["delivered_test"]["mean"] == 0.55
-    assert tested["delivered_test_over_scratch"]["mean"] == pytest.approx(0.05)
+    assert tested["delivered_test_over_scratch"]["mean"] == pytest.approx(0.05) and tested["regret_test"]["values"] == {}
     (tmp_path / "b3" / "summary.json").unlink()
     text = write_report(tmp_path).read_text()
     assert "1 trials are missing" in text and "| not finished | `python b3` |" in text
@@ -238,6 +239,36 @@ def test_regret_by_hand(tmp_path):
     (tmp_path / "a1" / "summary.json").rename(tmp_path / "a1" / "failed.json")            # nothing there to reuse
     write_report(tmp_path)
     assert {row["seeds"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]} == {0}
+
+
+def test_what_scratch_alone_can_do_for_less(tmp_path):
+    """Four settings: short trials choose the third, which in full has .45 held out and .44 on the test set; two, the second."""
+    def search(name, accuracies, finals, flops):
+        for k, (accuracy, final) in enumerate(zip(accuracies, finals, strict=True)):
+            (tmp_path / f"{name}{k}").mkdir()
+            (tmp_path / f"{name}{k}" / "summary.json").write_text(json.dumps({
+                "test": {"accuracy": accuracy}, "final_test": {"accuracy": final}, "flops": {"training": flops},
+                "train": {"correct": accuracy + 0.2}}))
+            (tmp_path / f"{name}{k}" / "config.json").write_text(json.dumps({
+                "args": {"batch_size": 32, "lr": 0.1 * k, "weight_decay": 5e-4}, "commit": "1" * 40, "dirty": False,
+                "versions": {}, "data": {}, "device": {"type": "cpu", "name": "a CPU", "threads": 1}}))
+        return [f"{name}{k}" for k in range(4)]
+    full = search("full", [0.3, 0.5, 0.45, 0.55], [0.31, 0.49, 0.44, 0.5], 100)
+    short = search("short", [0.2, 0.3, 0.35, 0.33], [0.2, 0.3, 0.3, 0.3], 25)
+    (tmp_path / "plan.json").write_text(json.dumps({
+        "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [], "runs": [], "searches": [
+            {"method": "scratch", "budget": 1, "seed": 0, "trials": full},
+            {"method": "scratch", "budget": 0.25, "seed": 0, "trials": short}]}))
+    text = write_report(tmp_path).read_text()
+    rows = {(row["method"], row["budget"]): row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    then, half = rows["scratch, then in full", 0.25], rows["scratch, half of the settings", 1]
+    assert then["cost"] == {"0": 4 * 25 + 100} and half["cost"] == {"0": 200} and len(rows) == 4
+    assert [row["delivered"]["mean"] for row in (then, half)] == [0.45, 0.5]
+    assert [row["delivered_test"]["mean"] for row in (then, half)] == [0.44, 0.49]
+    assert [round(row["regret"]["mean"], 6) for row in (then, half)] == [0.1, 0.05]
+    assert [round(row["regret_test"]["mean"], 6) for row in (then, half)] == [0.06, 0.01]
+    assert rows["scratch", 0.25]["regret_test"]["mean"] == pytest.approx(0.06) and "has 75.0 % right" in text
+    assert "| learning rate, weight decay |  | 0 | 0, 0.0005 | 0.1, 0.0005 | 0.2, 0.0005 | 0.3, 0.0005 |" in text
 
 
 def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):

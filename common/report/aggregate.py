@@ -39,6 +39,7 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
         row[name] = average(done, lambda run, name=name, read=read: read(run["summary"]) if read else run[name])
     second = average(done, lambda run: run["second"])
     row |= {} if second is None else {"second": second}       # of tasks that have one
+    row |= {"foreign": True} if any(run["foreign"] for run in done) else {}      # reuses runs of another task
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
     row["provenance"] = provenance(done)
@@ -192,6 +193,14 @@ def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
     return targets
 
 
+def other_tasks(past: Sequence[Mapping]) -> dict:
+    """The past runs of another task, under "trunks"; nothing where there is none."""
+    found = [{"folder": run["folder"], "seed": run["seed"], "state": run["state"]} | ({} if not run["summary"] else {
+        "task": run["summary"].get("task", "unknown"), "epochs": run["summary"]["epochs"],
+        "flops": sum(run["summary"]["flops"].values()), "test": run["test"]}) for run in past if kind(run) == "trunks"]
+    return {"trunks": found} if found else {}
+
+
 def aggregate(study: Mapping) -> dict:
     """report.json of a study read by `common.report.runs.read_study`. Its keys say accuracy whatever the score is."""
     plan, groups = study["plan"], {}
@@ -238,8 +247,9 @@ def aggregate(study: Mapping) -> dict:
               "timed_alike": timed_alike(rows), "planned": len(study["past"]) + len(study["runs"]),
               "train_examples": {name: numbers.pop() if len(numbers) == 1 else None for name, numbers in seen.items()},
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
-              "past": past_runs(usual, study["score"]), "missing": listed("not started", "unfinished"),
-              "failed": listed("failed")} | ({"confirms": plan["confirms"]} if "confirms" in plan else {})
+              "past": past_runs(usual, study["score"]), **other_tasks(study["past"]),
+              "missing": listed("not started", "unfinished"), "failed": listed("failed")} | (
+                  {"confirms": plan["confirms"]} if "confirms" in plan else {})
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -173,8 +173,15 @@ def past(report: Mapping) -> str:
     lines = [[f"`{run['folder']}`", run["seed"], run["state"], percent(run["train_accuracy"]),
               percent(run["test_accuracy"])] for run in report["past"]["runs"]]
     terms = words.terms(report)
-    return table(["Folder", "Seed", "State", terms.train_column, terms.test_column], lines) \
+    text = table(["Folder", "Seed", "State", terms.train_column, terms.test_column], lines) \
         + "\n\n" + words.provenance([report["past"]], report)
+    if trunks := report.get("trunks"):
+        text += "\n\nRuns of another task, whose trunk alone is reused:\n\n" + table(
+            ["Folder", "Task", "Seed", "State", "Epochs", "TFLOP", "Test score %"],
+            [[f"`{run['folder']}`", f"`{run.get('task', '–')}`", run["seed"], run["state"], f"{run['epochs']:g}"
+              if "epochs" in run else "–", significant(run["flops"] / TERA) if "flops" in run else "–", percent(run.get("test"))]
+             for run in trunks])
+    return text
 
 
 def recommended(report: Mapping) -> str:

@@ -84,14 +84,14 @@ def save_compute(report: Mapping, target: str) -> dict:
     cells = {score["method"]: score["targets"][target]["speed_up"] for score in candidates}
     met = [score for score in candidates if above(cells[score["method"]]["flops"], 1)]
     known = [score for score in candidates if cells[score["method"]]["flops"]["value"] is not None]
-    among = "that does not reload final weights " if report["scenario"] in words.NOTHING_NEW else ""
+    among = "that does not reload final weights of this task " if report["scenario"] in words.NOTHING_NEW else ""
     rule = (f"the method {among}with the largest speed-up by FLOPs to {goal}, among those whose interval lies above 1")
     best = max(met or known, key=lambda score: cells[score["method"]]["flops"]["value"], default=None)
     cell = cells[best["method"]] if best else None
     found = {"kind": f"save compute, {target}", "rule": rule, "method": best["method"] if met else None,
              "candidates": len(candidates)} | {
              name: cell["flops"][name] if met else None for name in ("value", "low", "high")}
-    short = [score for score in candidates if max(score["budgets"], default=0) < 1]
+    short = [score for score in candidates if score not in known and max(score["budgets"], default=0) < 1]
     found["measured"] = len(candidates) - len(short)
     if not met:
         text = f"No method meets the rule for {goal}."
@@ -111,6 +111,7 @@ def save_compute(report: Mapping, target: str) -> dict:
         text += if_charged(report, best["method"])
     if short:
         text += f" {unfinished(short, candidates)}"
+    text += of_another_task(rows_of(report, best["method"])[-1])
     if best["reused"] and free:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
@@ -122,6 +123,15 @@ def unfinished(short: Sequence[Mapping], candidates: Sequence[Mapping]) -> str:
     """Of methods that the study does not follow as far as scratch, one sentence."""
     most = words.budget(max(max(score["budgets"], default=0) for score in short))
     return f"{len(short)} of {len(candidates)} were measured up to budget {most} alone, and do not get there."
+
+
+def of_another_task(row: Mapping) -> str:
+    """What a row that reuses a run of another task does not count, one sentence."""
+    if not row.get("foreign") or not row["sequence_flops"]:
+        return ""
+    before = words.significant((row["sequence_flops"] - row["flops"]) / 1e12)
+    return f" It begins with a run of another task, {before} TFLOP beside its own " \
+           f"{words.significant(row['flops'] / 1e12)}, which count as paid."
 
 
 def if_charged(report: Mapping, method: str) -> str:
@@ -173,6 +183,7 @@ def equal_flops(report: Mapping) -> dict:
         text += " It reuses nothing of the past."
     elif free:
         text += f" Without any past run: {at(free, 'equal_flops')}."
+    text += of_another_task(met[0])
     text += largest_of(report, f"{len(rows)} rows")
     return found | {"text": text + limits(report, [report["common_budget"]])}
 

@@ -17,11 +17,15 @@ RULES = """\
 - **Cost** is that of all of its trials, in FLOPs of training and preparation.
 - **Delivered** is the {noun} of its best trial, the model that one would take: on the held-out examples that chose it, which
   flatters every search, and on the test set, which chose nothing and was looked at once, after that trial's training.
-- A trial that **failed** counts as the worst, with a {noun} of 0, and costs what scratch's trial with the same settings cost, or
-  what it had logged where that is more. A search whose first trial failed has nothing to reuse and is left out.
+- A trial that **failed** counts as the worst, with 0 % {noun}, and costs what scratch's trial with the same settings
+  cost, or what it had logged where that is more. A search whose first trial failed has nothing to reuse and is left out.
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
-  of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are.
+  of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are. Scratch's own
+  is 0 by definition. On held-out examples that flatters it: what is subtracted from is the largest of several noisy values. On
+  the test set none of the values was chosen.
 - Scratch's search is the one at its **largest budget**, what one would do without reuse.
+- What one can do for less without reuse stands beside: search with short trials and **then train in full**, from scratch, with
+  the settings of the best; or try **half of the settings**. Both are put together from runs of scratch's searches.
 - What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} on the test set, over that of
   scratch's search, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while trials are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
@@ -54,10 +58,37 @@ def one_search(trials: list[dict], scratch: list[dict]) -> dict:
     """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
     chosen = max(range(len(trials)), key=lambda i: trials[i]["test"])
     cost = [trial["flops"] if trial["config"] else max(trial["flops"], other["flops"])
-            for trial, other in zip(trials, scratch, strict=True)]
-    return {"flops": sum(cost), "delivered": trials[chosen]["test"], "chosen": chosen,
-            "delivered_test": trials[chosen]["final"],
-            "regret": max(trial["test"] for trial in scratch) - scratch[chosen]["test"]}
+            for trial, other in zip(trials, scratch, strict=False)]
+    best = max(scratch, key=lambda trial: trial["test"])
+    finals = best["final"], scratch[chosen]["final"]
+    return {"flops": sum(cost), "delivered": trials[chosen]["test"], "chosen": chosen, "scores": [t["test"] for t in trials],
+            "delivered_test": trials[chosen]["final"], "train": train(trials[chosen]),
+            "regret": best["test"] - scratch[chosen]["test"],
+            "regret_test": None if None in finals else finals[0] - finals[1]}
+
+
+def then_in_full(trials: list[dict], scratch: list[dict]) -> dict:
+    """The same of a search whose chosen settings are then trained from scratch as `scratch` has them, at its largest budget."""
+    one = one_search(trials, scratch)
+    full = scratch[one["chosen"]]
+    return one | {"flops": one["flops"] + full["flops"], "delivered": full["test"], "delivered_test": full["final"],
+                  "train": train(full)}
+
+
+def train(trial: Mapping) -> float | None:
+    """Share of the training examples that it had right."""
+    return trial["summary"].get("train", {}).get("correct") if trial["config"] else None
+
+
+def without_reuse(groups: Mapping[tuple, Mapping], scratch: Mapping[int, list]) -> dict[tuple, tuple]:
+    """What scratch alone can do for less, put together from its searches: (name, budget) -> searches, numbers of one."""
+    own = sorted(key for key in groups if key[0] == "scratch")
+    found = {("scratch, then in full", share): (groups["scratch", share], then_in_full) for _, share in own[:-1]}
+    half = max((len(trials) for trials in scratch.values()), default=0) // 2
+    if half > 1:
+        found["scratch, half of the settings", own[-1][1]] = {
+            seed: trials[:half] for seed, trials in scratch.items()}, one_search
+    return found
 
 
 def interval(values: Mapping[int, float]) -> dict:
@@ -75,13 +106,18 @@ def aggregate(root: Path, plan: Mapping) -> dict:
     groups: dict[tuple, dict[int, list]] = {}
     for search in plan["searches"]:
         groups.setdefault((search["method"], search["budget"]), {})[search["seed"]] = [read[f] for f in search["trials"]]
-    rows = []
-    for (method, share), searches in groups.items():
-        scratch = groups.get(max((key for key in groups if key[0] == "scratch"), default=None), {})
-        done = {seed: one_search(trials, scratch[seed]) for seed, trials in searches.items()
+    rows, largest = [], max((key for key in groups if key[0] == "scratch"), default=None)
+    scratch = groups.get(largest, {})
+    every = {key: (searches, one_search) for key, searches in groups.items()} | without_reuse(groups, scratch)
+    for (method, share), (searches, numbers) in every.items():
+        done = {seed: numbers(trials, scratch[seed]) for seed, trials in searches.items()
                 if seed in scratch and None not in trials and None not in scratch[seed] and trials[0]["config"]}
         other = {seed: one_search(scratch[seed], scratch[seed]) for seed in done}
         rows.append({"method": method, "budget": share, "seeds": len(done), "planned": len(searches),
+                     "reference": (method, share) == largest, "train_accuracy": scores.mean([
+                         one["train"] for one in done.values() if one["train"] is not None]),
+                     "trials": {} if (method, share) not in groups else {
+                         str(seed): {"scores": one["scores"], "chosen": one["chosen"]} for seed, one in done.items()},
                      "cost": {str(seed): one["flops"] for seed, one in done.items()},
                      "cost_over_scratch": interval({seed: done[seed]["flops"] / other[seed]["flops"] for seed in done}),
                      "delivered": interval({seed: one["delivered"] for seed, one in done.items()}),
@@ -91,15 +127,29 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                          s: done[s]["delivered_test"] - other[s]["delivered_test"] for s in done
                          if tested(done[s]) and tested(other[s])}),
                      "regret": interval({seed: one["regret"] for seed, one in done.items()}),
+                     "regret_test": interval({
+                         s: one["regret_test"] for s, one in done.items() if one["regret_test"] is not None}),
                      "provenance": provenance([trial for seed in done for trial in searches[seed] if trial["config"]])})
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
-              "score": one_score(root, read), "rows": rows,
+              "score": one_score(root, read), "rows": rows, "settings": tried(groups),
               "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
               "failed": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
                          if read.get(run["folder"]) and read[run["folder"]]["config"] is None],
               "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
                           if read.get(run["folder"]) is None]}
     return report | {"pays": what_pays(report, "delivered_test_over_scratch", "on the test set")}
+
+
+def tried(groups: Mapping[tuple, Mapping[int, list]]) -> dict[str, list]:
+    """Seed -> learning rate and weight decay of each trial, which all searches of a seed share; None where none is finished."""
+    found = {}
+    for searches in groups.values():
+        for seed, trials in searches.items():
+            own = found.setdefault(str(seed), [None] * len(trials))
+            for t, trial in enumerate(trials):
+                if trial and trial["config"]:
+                    own[t] = [trial["config"]["args"].get(name) for name in ("lr", "weight_decay")]
+    return found
 
 
 def what_pays(report: Mapping, gain: str, where: str) -> str:
@@ -145,19 +195,44 @@ def markdown(report: Mapping) -> str:
                       significant(None if cost is None else cost / TERA), "–" if over is None else f"{over:.2f}",
                       percent(delivered), point_interval(row["delivered_over_scratch"]),
                       percent(row["delivered_test"]["mean"]), point_interval(row["delivered_test_over_scratch"]),
-                      point_interval(row["regret"])])
+                      *(["0 by definition"] * 2 if row["reference"] else
+                        map(point_interval, (row["regret"], row["regret_test"])))])
     text = table(["Method", "Budget of a trial", "Seeds", "TFLOP of the search", "over scratch's", "Delivered %, held out",
-                  "over scratch's, points", "Delivered %, test set", "over scratch's there, points", "Regret, points"], lines)
+                  "over scratch's, points", "Delivered %, test set", "over scratch's there, points", "Regret, points",
+                  "Regret on the test set, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
+    text += trials(report)
     gone, section = missing(report, "trials", "search")
     text += section
     if report["failed"]:
         gone += f" {len(report['failed'])} trials failed and count as the worst."
         text += f"\n\n## Failed trials\n\n{commands(report['failed'])}"
     return (f"# {report['study']}\n\n`{report['model']}` on `{report['task']}`: random searches of {report['trials']} trials "
-            f"each.{gone}\n\nWhat pays: {report['pays']}.\n\n{text}"
+            f"each.{gone}{fit(report)}\n\nWhat pays: {report['pays']}.\n\n{text}"
             f"\n\n## How the numbers are made\n\n{RULES.format(noun=terms(report).noun)}\n")
+
+
+def fit(report: Mapping) -> str:
+    """How well scratch's delivered models know their training examples, one sentence."""
+    own = next((row["train_accuracy"] for row in report["rows"] if row["reference"]), None)
+    return "" if own is None else f" What scratch's search delivers has {percent(own)} % right of its training examples."
+
+
+def trials(report: Mapping) -> str:
+    """Every trial's score on the held-out examples, the chosen one's bold, under its settings."""
+    lines, count = [], report["trials"]
+    for seed, settings in sorted(report["settings"].items(), key=lambda item: int(item[0])):
+        lines.append(["learning rate, weight decay", "", seed, *("–" if pair is None else ", ".join(
+            "?" if value is None else f"{value:g}" for value in pair) for pair in settings)])
+        for row in report["rows"]:
+            if own := row["trials"].get(seed):
+                said = [f"**{percent(value)}**" if t == own["chosen"] else percent(value)
+                        for t, value in enumerate(own["scores"])]
+                lines.append([f"`{row['method']}`", budget(row["budget"]), seed, *said])
+    head = ["Search", "Budget of a trial", "Seed", *(f"Trial {t}" for t in range(1, count + 1))]
+    return f"\n\n## Trials\n\nHeld-out {terms(report).noun} in %; the one that was chosen is bold.\n\n{table(head, lines)}" \
+        if lines else ""
 
 
 def write_search(root: Path, plan: Mapping) -> Path:

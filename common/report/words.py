@@ -25,7 +25,8 @@ class Terms(NamedTuple):
 
 
 SCORES = {
-    "accuracy": Terms("accuracy", "train accuracy", "Test %", "Train %", "loss, nats"),
+    "accuracy": Terms("accuracy", "train accuracy", "Test %", "Train %", "loss, nats", "accuracy_per_class",
+                      "Test %, mean of the classes"),         # where classes have unlike numbers of examples
     "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats", "pixel_accuracy",
                   "Test pixels %"),
     "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss", "map",
