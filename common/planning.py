@@ -47,12 +47,13 @@ class Planner:
             self._add("folds", study.past_epochs, lambda fold: (
                 *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
         for kind, (epochs, options) in study.others.items():
-            self._add(kind, epochs, lambda fold, options=options: options, budget=None)
+            used = max((len(runs.seeds) for runs in study.runs if runs.past == kind), default=None)
+            self._add(kind, epochs, lambda fold, options=options: options, budget=None, count=used)     # seed k reuses the k-th
 
-    def _add(self, kind: str, epochs: float, options, budget: float | None = 1) -> None:
+    def _add(self, kind: str, epochs: float, options, budget: float | None = 1, count: int | None = None) -> None:
         self.before[kind] = [
             self._command("baselines/scratch", epochs, seed, f"results/{self.owner}/{kind}", budget, ("--slim", *options(fold)))
-            for fold, seed in enumerate(self.study.past_seeds, 1)]
+            for fold, seed in enumerate(self.study.past_seeds[:count], 1)]
 
     @staticmethod
     def _kind(runs: Runs) -> str:
