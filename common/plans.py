@@ -8,8 +8,8 @@ def settings(lr: float, decay: float) -> tuple[str, ...]:
 
 
 def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1,
-           script: str = "baselines/scratch") -> tuple[Runs, ...]:
-    return tuple(Runs(script, (budget,), (0,), ("--holdout", f"{holdout:g}", *settings(lr, decay)))
+           script: str = "baselines/scratch", options: tuple[str, ...] = (), **more) -> tuple[Runs, ...]:
+    return tuple(Runs(script, (budget,), (0,), (*options, "--holdout", f"{holdout:g}", *settings(lr, decay)), **more)
                  for lr in rates for decay in decays)
 
 
@@ -123,6 +123,8 @@ def studies() -> dict[str, Study]:
     reloaded = tuple(runs for script in RELOADED for runs in (
         *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
     caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
+    trunks = {"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}
+    trunk = {"options": ("--part", "trunk"), "tag": "trunk", "past": "trunks"}
     return {
         **demos(),
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
@@ -202,13 +204,18 @@ def studies() -> dict[str, Study]:
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),
             *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,), 0.2)),
             *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)))),
-        "caltech101-mini": Study(
-            **caltech, others={"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}, runs=(
-                Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
-                *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
-                                                             "methods/shrink_perturb")),
-                Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
-                Runs("baselines/warm_start", (0.5,), THREE, ("--part", "trunk"), "trunk", past="trunks"))),
+        # what begins with past weights, of the same task and of another, with settings of its own
+        "caltech101-mini-reuse-tuning": Study(
+            **caltech, past_options=("--holdout", "0.2"), past_seeds=(100,), others=trunks, tuning=True, runs=tuple(
+                runs for more in ({}, trunk) for runs in (
+                    *tuning(0.5, (0.05, 0.1, 0.2), (5e-4,), 0.2, "baselines/warm_start", **more),
+                    *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more)))),
+        "caltech101-mini": Study(**caltech, others=trunks, runs=(
+            Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
+            *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
+                                                         "methods/shrink_perturb")),
+            Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
+            Runs("baselines/warm_start", (0.5,), THREE, **trunk))),
         **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8)),
         **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2)),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(

@@ -15,7 +15,8 @@ def write_table(root: Path, plan: dict) -> Path:
         done = found[run["folder"]]
         config, summary = (done["config"], done["summary"]) if done else (None, None)
         words = run["command"].split()
-        rows.append({"method": run["method"], "budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
+        label = f"{run['method']}-{run['tag']}" if run.get("tag") else run["method"]
+        rows.append({"method": label, "budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
                      "accuracy": done["test"] if done else None,
                      **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
