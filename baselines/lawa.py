@@ -3,7 +3,7 @@
 Reuses   nothing
 Pays     one pass over the weights at each snapshot
 Source   Kaddour 2022, arXiv:2209.14981
-Differs  snapshots are a share of the training apart, not epochs; batch norm's statistics are averaged, not estimated anew
+Differs  snapshots are a share of the training apart, not epochs; steps after the last one are in none
 Neutral  --snapshots 1 --apart 0 is baselines/scratch.py, bit for bit
 
     python baselines/lawa.py

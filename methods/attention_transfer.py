@@ -3,7 +3,8 @@
 Reuses   final weights of --past, its features; any classes, any architecture with the same number of stages
 Pays     one teacher forward pass per step, on the clock
 Source   Zagoruyko and Komodakis 2017, arXiv:1612.03928, activation-based, p = 2; beta of their code
-Differs  mean squared difference times beta, as in their code (on images above 32 x 32 it weighs less); larger maps averaged down
+Differs  mean squared difference times beta, as in their code (on images above 32 x 32 it weighs less); larger maps averaged down;
+         maps after batch norm and ReLU, theirs before
 Neutral  --beta 0 is baselines/scratch.py, bit for bit
 
     python methods/attention_transfer.py --past results/cifar100-mini/past

@@ -1,7 +1,8 @@
 """Cached distillation: the teacher looks once at a few fixed views of every image; the student trains on those very views.
 
 Reuses   final weights of --past
-Pays     preparation: V teacher forward passes over the training set; nothing per step
+Pays     preparation: V teacher forward passes over the training set (one without augmentation), dearer than kd up to V epochs;
+         nothing per step
 Source   Shen and Xing 2022, arXiv:2112.01528 (FKD); views must match, Beyer et al. 2021, arXiv:2106.05237
 Differs  4 views of an image, not hundreds; crops and flips, not random resized crops; all logits in float16, not the five
          largest probabilities; one view of an image in a batch; the labels too, alpha and temperature as in kd
@@ -35,9 +36,9 @@ def parser():
 
 
 def choose(examples, args):
-    """[N, V] the fixed views of each example, in order, drawn without replacement; without augmentation all are the middle."""
+    """[N, V] the fixed views of each example, in order, drawn without replacement; without augmentation [N, 1], the middle."""
     if args.augment == "none":
-        return torch.full((examples, args.views), CENTER)
+        return torch.full((examples, 1), CENTER)
     order = torch.rand(examples, VIEWS, generator=generator(args.seed, "fixed views")).argsort(1)
     return order[:, : args.views].sort(1).values
 
@@ -49,16 +50,16 @@ def cached_outputs(run, data, views):
 
     @torch.no_grad()
     def ask(call, table):
-        for column in range(args.views):
+        for column in range(views.shape[1]):
             for batch in all_batches(data.train, args.batch_size, views[:, column]):
                 table[batch.index.cpu().numpy(), column] = call(teacher, batch.image).half().cpu().numpy()
 
     key = {"teacher": past.digest(), "data": data.fingerprint, "subset": args.subset, "holdout": args.holdout,
-           "labels": args.labels, "augment": args.augment, "views": args.views, "seed": args.seed, "amp": str(run.amp),
+           "labels": args.labels, "augment": args.augment, "views": views.shape[1], "seed": args.seed, "amp": str(run.amp),
            "device": run.config["device"]}
     with run.prepare("cache") as call, torch.no_grad():
         shape = call(teacher, next(all_batches(data.train, 2)).image).shape[1:]     # how large an output is
-    return cached_table(run, "cache", key, (data.examples, args.views, *shape), ask)
+    return cached_table(run, "cache", key, (*views.shape, *shape), ask)
 
 
 def main(args):
@@ -81,7 +82,8 @@ def main(args):
         output = model(batch.image)                           # [B, C]
         hard = task.loss(output, batch.target)                # [B]
         kd = task.distill(output, soft, args.temperature)     # [B]
-        return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+        known = task.knows(soft, batch.target)                # [B], 0 where the teacher does not know the label
+        return (1 - args.alpha * known) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run

@@ -3,7 +3,8 @@
 Reuses   checkpoints and final weights of one of --past
 Pays     one teacher forward pass per checkpoint and step, on the clock; one in all with --sample
 Source   Wang et al. 2022, arXiv:2210.06458 (intermediate checkpoints teach well); Huang et al. 2017, arXiv:1704.00109
-Differs  mean of probabilities, no choice of checkpoints by mutual information; the past run has no cyclic schedule
+Differs  mean of probabilities, no choice of checkpoints by mutual information; the past run's schedule falls once to zero,
+         neither in cycles nor in steps, so that checkpoints on the way are far less accurate than its end
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
     python methods/checkpoint_ensemble.py --past results/cifar100-mini/past
@@ -53,7 +54,8 @@ def main(args):
             output = model(batch.image)                       # [B, C]
             hard = task.loss(output, batch.target)            # [B]
             kd = task.distill(output, soft, args.temperature)                   # [B]
-            return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+            known = task.knows(soft, batch.target)                          # [B], 0 where the teacher does not know the label
+            return (1 - args.alpha * known) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
         return distil
 
     losses = [distil_from([teacher]) for teacher in teachers] if args.sample else [distil_from(teachers)]

@@ -3,7 +3,8 @@
 Reuses   one checkpoint of --past
 Pays     nothing
 Source   this repository
-Differs  it has no paper; fresh optimizer state and the full learning-rate schedule, like warm_start
+Differs  it has no paper; fresh optimizer state and the full learning-rate schedule, like warm_start; by default from weights near
+         the peak of the past run's schedule
 Neutral  --at 1 is baselines/warm_start.py, bit for bit
 
     python methods/early_checkpoint.py --past results/cifar100-mini/past

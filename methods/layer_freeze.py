@@ -3,7 +3,8 @@
 Reuses   final weights of --past
 Pays     nothing; frozen layers save their backward pass
 Source   Brock et al. 2017, arXiv:1706.04983 (FreezeOut, linear schedule), from past weights instead of from scratch
-Differs  whole stages freeze, between epochs, all of them by --last, their learning rates not annealed before; batch norm too
+Differs  whole stages freeze, between epochs, all of them by --last, batch norm too; their learning rates are not annealed before,
+         so that by default the first freeze near the schedule's peak, far from the past weights (--first 0: at those)
 Neutral  --first 1 is baselines/warm_start.py, bit for bit
 
     python methods/layer_freeze.py --past results/cifar100-mini/past

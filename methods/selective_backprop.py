@@ -3,8 +3,8 @@
 Reuses   its loss on each example of --past, averaged over the past run's epochs
 Pays     nothing: no pass that scores the examples
 Source   Jiang et al. 2019, arXiv:1910.00762, equation 1
-Differs  ranks among all examples by past losses, not among the last ones by current losses; kept ones fill full
-         batches, as there; examples that the past run never saw are always kept
+Differs  ranks among all examples by past losses, which never change, not among the last ones by current losses; kept ones fill
+         full batches, as there; no least chance; examples that the past run never saw are always kept
 Neutral  --beta 0 is baselines/scratch.py, bit for bit
 
     python methods/selective_backprop.py --past results/cifar100-mini/past
