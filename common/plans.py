@@ -177,9 +177,9 @@ def studies() -> dict[str, Study]:
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
                 # warm_start's own are scratch's at the other budgets
-                *(runs for script, budgets in (("baselines/warm_start", (0.5,)), ("methods/shrink_perturb", quarter)) for runs in (
-                    Runs(script, quarter, THREE),
-                    Runs(script, budgets, THREE, settings(*RELOADED_AUGMENTED[script]), "tuned"))),
+                *(runs for script, budgets in (("baselines/warm_start", (0.5,)), ("methods/shrink_perturb", quarter))
+                  for runs in (Runs(script, quarter, THREE),
+                               Runs(script, budgets, THREE, settings(*RELOADED_AUGMENTED[script]), "tuned"))),
                 Runs("baselines/scratch", (2,), THREE))),     # the dearest last
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
