@@ -198,7 +198,9 @@ def studies() -> dict[str, Study]:
                 *(Runs(script, half, THREE) for script in (
                     "baselines/warm_start", "methods/shrink_perturb", "methods/kd", "methods/partial_kd",
                     "methods/attention_transfer", "methods/infobatch")),
-                Runs("methods/partial_kd", half, THREE, EARLY, "early"))),
+                Runs("methods/partial_kd", half, THREE, EARLY, "early"),
+                # labels with as much weight as the teacher, who says nothing of the new classes
+                Runs("methods/kd", half, THREE, ("--alpha", "0.5"), "even"))),
         # a fifth is held out, since a tenth would be 303 images
         "caltech101-mini-tuning": Study(**caltech, tuning=True, runs=(
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),

@@ -34,7 +34,6 @@ class Task:
     build: Callable
     loss: Callable
     distill: Callable
-    knows: Callable
     mean: Callable
     stats: Callable
     evaluate: Callable
@@ -69,19 +68,6 @@ def soft_cross_entropy(output: Tensor, soft: Tensor, temperature: float) -> Tens
     teacher = F.log_softmax(soft.float() / temperature, 1)
     terms = F.kl_div(student, teacher, reduction="none", log_target=True).masked_fill(unknown, 0.0)
     return temperature ** 2 * terms.sum(1)
-
-
-def knows_label(soft: Tensor, target: Tensor) -> Tensor:
-    """Teacher's logits [B, C], classes [B] -> [B] 1, or 0 where it does not know the label's class, its logit being -inf.
-
-    There it has nothing to say of the label, which keeps its full weight (Li and Hoiem 2016, arXiv:1606.09282, section 3).
-    """
-    return (soft.gather(1, target[:, None])[:, 0] != -math.inf).float()
-
-
-def knows_all(soft: Tensor, target: Tensor) -> float:
-    """Of pixels and boxes, whose teachers know all classes."""
-    return 1.0
 
 
 def mean_output(outputs: list[Tensor], temperature: float) -> Tensor:
@@ -152,11 +138,11 @@ def dense(read: Callable) -> Callable:
     return arrays
 
 
-CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "knows": knows_label, "mean": mean_output,
-           "stats": classification_stats, "evaluate": evaluate_classifier}
-PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "knows": knows_all, "mean": mean_on_finest, "stats": pixel_stats,
+CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_output, "stats": classification_stats,
+           "evaluate": evaluate_classifier}
+PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_on_finest, "stats": pixel_stats,
           "evaluate": evaluate_segmenter, "picture": segmented, "predicts": "pixels", "score": "miou"}
-BOXES = {"knows": knows_all, "mean": detection_mean, "picture": detected, "predicts": "boxes", "score": "map50"}
+BOXES = {"mean": detection_mean, "picture": detected, "predicts": "boxes", "score": "map50"}
 COUNTED = {"loss": detection_loss, "distill": detection_distill, "stats": detection_stats, "evaluate": evaluate_detector}
 
 

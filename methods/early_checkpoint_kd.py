@@ -55,8 +55,7 @@ def main(args):
         output = model(batch.image)                           # [B, C]
         hard = task.loss(output, batch.target)                # [B]
         kd = task.distill(output, soft, args.temperature)     # [B]
-        known = task.knows(soft, batch.target)                # [B], 0 where the teacher does not know the label
-        return (1 - args.alpha * known) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+        return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run

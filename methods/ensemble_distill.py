@@ -51,8 +51,7 @@ def main(args):
             output = model(batch.image)                       # [B, C]
             hard = task.loss(output, batch.target)            # [B]
             kd = task.distill(output, soft, args.temperature)                   # [B]
-            known = task.knows(soft, batch.target)                          # [B], 0 where the teacher does not know the label
-            return (1 - args.alpha * known) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+            return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
         return distil
 
     losses = [distil_from([teacher]) for teacher in teachers] if args.sample else [distil_from(teachers)]

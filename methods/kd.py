@@ -4,7 +4,7 @@ Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
 Source   Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2
 Differs  the teacher sees the student's own view of each image; alpha and temperature are RepDistiller's (Tian et al. 2020);
-         the label of a class that the teacher does not know has weight 1, not 1 - alpha
+         a label has weight 1 - alpha also where the teacher does not know its class (arXiv:1606.09282 has as much as the teacher's)
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
     python methods/kd.py --past results/cifar100-mini/past
@@ -44,8 +44,7 @@ def main(args):
         output = model(batch.image)                           # [B, C]
         hard = task.loss(output, batch.target)                # [B]
         kd = task.distill(output, soft, args.temperature)     # [B]
-        known = task.knows(soft, batch.target)                # [B], 0 where the teacher does not know the label
-        return (1 - args.alpha * known) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+        return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run

@@ -161,12 +161,6 @@ def test_classes_that_the_teacher_does_not_know_take_no_part():
     assert (mean[0] - mean[2]).item() == pytest.approx(2 * math.log(3)) and mean[1] == -math.inf
 
 
-def test_a_label_that_the_teacher_does_not_know_keeps_its_weight():
-    soft, target = torch.tensor([[1.0, 2.0, -math.inf], [1.0, 2.0, -math.inf]]), torch.tensor([0, 2])
-    assert TASKS["shapes"].knows(soft, target).tolist() == [1, 0]
-    assert TASKS["shapes-seg"].knows(soft, target) == TASKS["shapes-det"].knows(soft, target) == 1
-
-
 def test_mean_of_teachers_is_of_probabilities():
     """At T = 4 softened (3/4, 1/4) and (1/4, 3/4) average to (1/2, 1/2), and (9/10, 1/10) with (1/2, 1/2) to (7/10, 3/10)."""
     def logits(p):
