@@ -4,7 +4,7 @@ Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
 Source   Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2
 Differs  the teacher sees the student's own view of each image; alpha and temperature are RepDistiller's (Tian et al. 2020);
-         labels of classes that the teacher does not know have that weight, too (arXiv:1606.09282: as much as the teacher)
+         labels weigh 1 - alpha also for classes that the teacher does not know (in arXiv:1606.09282 as much as the teacher)
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
     python methods/kd.py --past results/cifar100-mini/past
