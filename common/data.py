@@ -165,6 +165,11 @@ def epoch_order(split: Split, seed: int, epoch: int, keep: Tensor | None, count:
     return index[order], view[order]
 
 
+def middle(epoch: int, epochs: float) -> float:
+    """Progress (0..1) half-way through an epoch, the last of which may be cut short."""
+    return (epoch - 1 + min(1, epochs - epoch + 1) / 2) / epochs
+
+
 def train_batches(split: Split, run, epoch: int, keep: Tensor | None = None, weight: Tensor | None = None,
                   views: Tensor | None = None) -> Iterator[tuple[float, Batch]]:
     """Full batches of one epoch, each with the run's progress (0..1) before it; epoch 0 is before training: none.

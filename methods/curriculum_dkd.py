@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from common.args import arguments, positive, share, weight
-from common.data import train_batches
+from common.data import middle, train_batches
 from common.examples import unseen_highest
 from common.run import Run
 from common.seeding import generator
@@ -67,8 +67,7 @@ def main(args):
 
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
-        middle = (epoch - 1 + min(1, args.epochs - epoch + 1) / 2) / args.epochs        # 0..1, of this epoch
-        keep = pool(data.train.index, loss, middle, args, epoch)
+        keep = pool(data.train.index, loss, middle(epoch, args.epochs), args, epoch)
         for progress, batch in train_batches(data.train, run, epoch, keep=keep):
             warm.fill_(min(progress / args.warmup, 1) if args.warmup else 1)
             step(batch, distil if progress < args.until else plain, lr=args.lr * one_cycle(progress))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from common.args import arguments, positive, share
-from common.data import train_batches
+from common.data import middle, train_batches
 from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
@@ -61,8 +61,7 @@ def main(args):
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step, scores=scores):       # 0 is before training; restores a killed run
         draw = torch.rand(len(data.train), generator=generator(args.seed, "partial", epoch)).tolist()
-        middle = (epoch - 1 + min(1, args.epochs - epoch + 1) / 2) / args.epochs        # 0..1, of this epoch
-        ratio = args.ratio if middle < args.delta else 0.0
+        ratio = args.ratio if middle(epoch, args.epochs) < args.delta else 0.0
         keep, weight = prune(scores.cpu(), data.train.index, ratio, generator(args.seed, "prune", epoch))
         for progress, batch in train_batches(data.train, run, epoch, keep=keep, weight=weight):
             asks = draw[run.steps % len(draw)] < args.share
