@@ -177,10 +177,9 @@ def studies() -> dict[str, Study]:
             **grow, settings=AUGMENTED, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
-                # warm_start's own are scratch's at the other budgets
-                *(runs for script, budgets in (("baselines/warm_start", (0.5,)), ("methods/shrink_perturb", quarter))
-                  for runs in (Runs(script, quarter, THREE),
-                               Runs(script, budgets, THREE, settings(*RELOADED_AUGMENTED[script]), "tuned"))),
+                # warm_start's own are scratch's at 1/4 and 1; there, too, so that its cost can be read about full accuracy
+                *(runs for script, own in RELOADED_AUGMENTED.items()
+                  for runs in (Runs(script, quarter, THREE), Runs(script, quarter, THREE, settings(*own), "tuned"))),
                 Runs("baselines/scratch", (2,), THREE))),     # the dearest last
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
