@@ -95,8 +95,15 @@ class Planner:
             self._kind(runs), earlier)
 
     def grid(self) -> list[dict]:
-        """Every script at its budgets and seeds."""
-        return [self._run(r, budget, seed) for r in self.study.runs for budget in r.budgets for seed in r.seeds]
+        """Every script at its budgets and seeds. What differs from another run by its tag alone is that run, made once."""
+        made, runs = {}, []
+        for r in self.study.runs:
+            for budget in r.budgets:
+                for seed in r.seeds:
+                    run = self._run(r, budget, seed)
+                    same = made.setdefault((r.script, *run["folder"].split("/")[2:]), run)          # all but task, tag
+                    runs.append(run | {key: same[key] for key in ("folder", "command")})
+        return runs
 
     def generations(self) -> list[dict]:
         """Chains: the first generation reuses the past runs, each later one the one before it; another seed for each.

@@ -55,7 +55,7 @@ class Queue:
 
     def make(self, runs: list[dict]) -> None:
         """Returns when all have ended."""
-        for run in runs:
+        for run in {run["folder"]: run for run in runs}.values():           # one may stand in two rows of the report
             folder = self.root / run["folder"]
             if (folder / "summary.json").exists():
                 self._say(run, "finished before")
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     everything = chosen["past"] + chosen["runs"]
     if args.list:
         for number, stage in groupby(everything, key=lambda run: run.get("stage", 1)):      # past runs have none, and come first
-            print(*([""] if number > 1 else []), *(run["command"] for run in stage), sep="\n")
+            print(*([""] if number > 1 else []), *dict.fromkeys(run["command"] for run in stage), sep="\n")
         return
     root = Path("results") / args.study
     held = lock(root / ".lock", wait=False)
@@ -193,7 +193,7 @@ def make(root: Path, chosen: dict, jobs: int, flags: list[str] = FLAGS["eager"])
     importlib.import_module("torch.utils.tensorboard")        # once, for all runs
     if any(not (root / run["folder"] / "summary.json").exists() for run in chosen["past"] + chosen["runs"]):
         TASKS[chosen["task"]].read("data", TASKS[chosen["task"]].defaults["image_size"])      # likewise
-    queue = Queue(root, jobs, len(chosen["past"] + chosen["runs"]), flags)
+    queue = Queue(root, jobs, len({run["folder"] for run in chosen["past"] + chosen["runs"]}), flags)
     queue.make(chosen["past"])
     if chosen["past"] and not queue.stopping:
         tops = sorted({str(root / Path(run["folder"]).parents[3]) for run in chosen["past"]})       # .../past, .../folds

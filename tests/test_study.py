@@ -73,8 +73,12 @@ def test_nothing_inherits_what_only_the_past_runs_were_made_with():
 def test_plans_match_the_contract():
     for name, planned in studies().items():
         made = plan(name, planned)
-        folders = [r["folder"] for r in made["past"] + made["runs"]]
-        assert len(folders) == len(set(folders)), name
+        rows = [(r.get("method"), r.get("tag"), r.get("budget"), r["seed"], r["folder"]) for r in made["past"] + made["runs"]]
+        assert len(rows) == len(set(rows)), name
+        for folder in {r["folder"] for r in made["runs"]}:    # in several rows of a report where only the tag is another
+            same = [r for r in made["runs"] if r["folder"] == folder]
+            assert len({(r["method"], r["budget"], r["seed"], r["command"]) for r in same}) == 1, folder
+            assert len({r["tag"] for r in same}) == len(same) and all("--tag" not in r["command"] for r in same[1:]), folder
         assert all(shlex.split(r["command"])[1][:-3] in SCRIPTS for r in made["runs"])
         folds = [r for r in made["past"] if r["folder"].startswith("folds/")]
         assert all(f"--subset not:{k}/{len(planned.past_seeds)}" in r["command"] for k, r in enumerate(folds, 1))
@@ -91,6 +95,22 @@ def test_plans_match_the_contract():
     assert {r["seed"] for r in mini["runs"]} == {0, 1, 2}
     demo = {r["method"] for r in plan("demo", studies()["demo"])["runs"]}
     assert demo == {script.split("/")[1] for script in SCRIPTS}
+
+
+def test_a_run_that_differs_from_another_by_its_tag_alone_is_made_once(tmp_path, monkeypatch, capsys):
+    made = {(r["tag"], r["budget"], r["seed"]): r["folder"] for r in plan("grow-mini", studies()["grow-mini"])["runs"]
+            if r["method"] == "warm_start"}
+    assert made["tuned", 1, 2] == made["", 1, 2]              # .4 and 2e-3 are scratch's own there
+    assert made["tuned", 0.5, 2] != made["", 0.5, 2]
+    queue, started = study.Queue(tmp_path, 1, 1, []), []
+    monkeypatch.setattr(queue, "_fork", lambda words, folder, threads: started.append(folder) or 1)
+    monkeypatch.setattr(queue, "_spawn", lambda words, folder, threads: started.append(folder) or 1)
+    monkeypatch.setattr(queue, "_wait", queue.running.clear)
+    queue.make([{"folder": made[tag, 1, 2], "command": "python baselines/warm_start.py"} for tag in ("", "tuned")])
+    assert len(started) == 1
+    study.main(["grow-mini", "--list"])
+    commands = capsys.readouterr().out.split("\n")
+    assert len([c for c in commands if c]) == len({c for c in commands if c})
 
 
 def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_run():
