@@ -140,7 +140,8 @@ def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str]
     add("--results", default="results", metavar="DIR", help="folder below which the run's folder is made")
     add("--tag", default="", metavar="TEXT", help="appended to the method's name in the run's folder")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
-    add("--no-amp", action="store_true", help="compute in float32 rather than in bf16 (fp16 on GPUs without bf16)")
+    add("--no-amp", action="store_true", help="compute in float32 rather than in bf16 (GPUs without bf16: in fp16; "
+        "CPUs without it compute in float32 anyway)")
     add("--compile", action="store_true", help="torch.compile the loss function; its time is not counted")
     add("--graph", action="store_true", help="capture a step as one CUDA graph, for small models on a GPU; that time is "
         "not counted")

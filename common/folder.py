@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from common import ranks
+from common.amp import amp_dtype, arithmetic
 from common.examples import parts_right
 from common.files import Refused, lock, read_json, write_torch
 from common.machine import code_version, device_name, versions
@@ -21,7 +22,7 @@ def describe(args, name: str, past_names: list[str], device: torch.device) -> di
     return {"method": args.method, "name": name, "args": recorded(args, past_names), "command": shlex.join(["python", *sys.argv]),
             **code_version(), "versions": versions(),
             "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads(),
-                       "ranks": ranks.world()},
+                       "arithmetic": arithmetic(amp_dtype(args.no_amp, device)), "ranks": ranks.world()},
             "past": past_names, "created": time.time()}
 
 

@@ -6,6 +6,8 @@ from common.report.runs import kind
 from common.report.scores import average, mean
 from common.report.words import REGIME_BORDER, distinct
 
+BEFORE = "bfloat16"                                           # of all runs that were committed before it was recorded
+
 
 def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
     """Device, versions, batch size, commit and data of finished runs, each value once.
@@ -17,7 +19,8 @@ def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
     def device(config):
         threads = config["device"].get("threads")
         how = [config["device"]["type"], *([f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []),
-               *(word for name, word in (("compile", "compiled"), ("graph", "captured")) if config["args"].get(name))]
+               *(word for name, word in (("compile", "compiled"), ("graph", "captured")) if config["args"].get(name)),
+               config["device"].get("arithmetic", BEFORE)]
         return f"{config['device']['name']} ({', '.join(how)})"
 
     return {

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from common.files import write_atomic, write_json
 from common.report import words
+from common.report.origin import BEFORE
 from common.report.runs import one_score, read_finished
 from common.report.words import SCORES
 
@@ -77,7 +78,8 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
     done = [row for row in rows if row["accuracy"] is not None]
     made = {}
     for row in done:
-        machine = f"{row['device']['name']}, {row['device']['threads']} thread(s), torch {row['versions']['torch']}"
+        machine = f"{row['device']['name']}, {row['device']['threads']} thread(s), "
+        machine += f"{row['device'].get('arithmetic', BEFORE)}, torch {row['versions']['torch']}"
         made.setdefault(machine, set()).add(row["commit"][:10] + (" (with uncommitted changes)" if row["dirty"] else ""))
     where = [f"{machine}, commit{'s' if len(commits) > 1 else ''} {' and '.join(sorted(commits))}"
              for machine, commits in sorted(made.items())]

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from common import models
+from common.amp import amp_dtype, arithmetic
 from common.files import write_json
 from common.log import read_rows
 from common.machine import code_version, device_name, versions
@@ -125,8 +126,9 @@ def report(found: dict) -> str:
             [f"`{name}`", f"{row['over_scratch']:.2f}", f"{min(row['turns']):.2f} to {max(row['turns']):.2f}",
              f"{row['flops_over_scratch']:.2f}"] for name, row in found["steps"].items()])
     where = found["machine"]
-    return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), torch "
-                   f"{where['torch']}, commit {where['commit'][:10]}{', changed' if where['dirty'] else ''}.\n")
+    return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), "
+                   f"{where['arithmetic']} but for textbook, torch {where['torch']}, "
+                   f"commit {where['commit'][:10]}{', changed' if where['dirty'] else ''}.\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,
              "minutes": (time.perf_counter() - begin) / 60,
-             "machine": {"device": device_name(device), "threads": torch.get_num_threads()} | versions() | code}
+             "machine": {"device": device_name(device), "arithmetic": arithmetic(amp_dtype(False, device)),
+                         "threads": torch.get_num_threads()} | versions() | code}
     print(report(found))
     if args.json:
         write_json(Path(args.json), found)

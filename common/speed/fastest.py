@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import torch
 from tqdm import tqdm
 
+from common.amp import amp_dtype, arithmetic
 from common.args import arguments
 from common.files import Refused, read_json, write_json
 from common.machine import ROOT, device_name
@@ -67,8 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = arguments("baselines/scratch.py", __doc__).parse_args(argv)
     run = ("task", "model", "epochs", "subset", "batch_size", "image_size", "no_amp")
+    device = torch.device(args.device)
     key = {name: getattr(args, name) for name in run} | {
-        "device": device_name(torch.device(args.device)), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        "device": device_name(device), "arithmetic": arithmetic(amp_dtype(args.no_amp, device)),
+        "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     path = CACHE / f"fastest-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if not path.exists():
         seconds = measure(argv, args)
