@@ -127,7 +127,7 @@ def report(found: dict) -> str:
              f"{row['flops_over_scratch']:.2f}"] for name, row in found["steps"].items()])
     where = found["machine"]
     return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), "
-                   f"{where['arithmetic']} but for textbook, torch {where['torch']}, "
+                   f"{where['arithmetic']} under autocast, torch {where['torch']}, "
                    f"commit {where['commit'][:10]}{', changed' if where['dirty'] else ''}.\n")
 
 
