@@ -23,8 +23,8 @@ def multiplies_bf16() -> bool:
 
 
 def arithmetic(dtype: torch.dtype | None) -> str:
-    """The type's name for config.json."""
-    return str(dtype or torch.float32).removeprefix("torch.")
+    """Its name in config.json and reports."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[dtype]
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:

@@ -97,9 +97,9 @@ def test_neutral_settings_are_so_here_too(task, script, options, other, pasts, t
 def test_new_and_old_boxes_are_scored_apart_in_training(tmp_path):
     folder = run_script("baselines/scratch", "--task", "shapes-det", "--parts", "half", "--epochs", 1, "--results", tmp_path)
     last = rows(folder)[-1]
-    for name in ("loss", "correct", "el2n"):                  # the parts are halves, so that their mean is all's
+    for name in ("loss", "correct", "el2n"):                  # halves: their mean is all's; both may find as many
         old, new = last[f"train/{name}_old"], last[f"train/{name}_new"]
-        assert old != new and (old + new) / 2 == pytest.approx(last[f"train/{name}"], rel=1e-3)
+        assert (old != new or name == "correct") and (old + new) / 2 == pytest.approx(last[f"train/{name}"], rel=1e-3)
 
 
 @pytest.mark.parametrize("task", DENSE)

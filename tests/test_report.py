@@ -497,7 +497,7 @@ def test_regime_and_provenance_stand_under_every_table(tmp_path, train, verb, re
     lines = re.findall(r"^<sub>.*</sub>$", text, re.M)
     assert tables == len(lines) + 1 > 5 and all(             # the list of commits and devices is its own
         "this one past run" in line and verb in line for line in lines)
-    assert "Abacus (cpu, 1 thread). torch 2.9. Batch size 128. Commits aaaaaaaaaa and bbbbbbbbbb (dirty" in lines[0]
+    assert "Abacus (cpu, 1 thread, bf16). torch 2.9. Batch size 128. Commits aaaaaaaaaa and bbbbbbbbbb (dirty" in lines[0]
     assert "Seeds per row: 2" in lines[0]
 
 
@@ -525,7 +525,7 @@ def test_many_commits_are_counted_and_listed_once(study):
     run(study)
     text = (study / "REPORT.md").read_text()
     assert "5 [commits](#made-by), 1 of them with uncommitted changes." in text
-    assert "| `m3` | 1 | 3333333333 (dirty: with uncommitted changes) | Abacus (cpu, 1 thread) |" in text
+    assert "| `m3` | 1 | 3333333333 (dirty: with uncommitted changes) | Abacus (cpu, 1 thread, bf16) |" in text
     assert text.count("3333333333") == 1
 
 
@@ -846,12 +846,12 @@ def test_bar_and_hparams_show_the_run_s_score(tmp_path):
     bar.close()
 
 
-def test_compiled_and_captured_runs_are_not_timed_alike():
-    def device(**flags):
-        config = {"device": {"name": "Chip", "type": "cuda", "threads": 2}, "versions": {}, "commit": "a" * 40, "dirty": False,
-                  "data": {"fingerprint": "f"}, "args": {"batch_size": 8, **flags}}
+def test_compiled_and_captured_runs_and_other_arithmetic_are_not_timed_alike():
+    def device(arithmetic="bf16", **flags):
+        config = {"device": {"name": "Chip", "type": "cuda", "threads": 2, "arithmetic": arithmetic}, "versions": {},
+                  "commit": "a" * 40, "dirty": False, "data": {"fingerprint": "f"}, "args": {"batch_size": 8, **flags}}
         return provenance([{"config": config}])["device"]
 
-    assert device() == device(compile=False, graph=False) == ["Chip (cuda, 2 threads)"]
-    assert device(compile=True) == ["Chip (cuda, 2 threads, compiled)"]
-    assert device(graph=True) == ["Chip (cuda, 2 threads, captured)"]
+    assert device() == device(compile=False, graph=False) == ["Chip (cuda, 2 threads, bf16)"]
+    assert device(compile=True) == ["Chip (cuda, 2 threads, compiled, bf16)"]
+    assert device("float32", graph=True) == ["Chip (cuda, 2 threads, captured, float32)"]

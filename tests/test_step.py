@@ -11,6 +11,7 @@ from conftest import parse, run_script
 from torch.nn import functional as F
 
 import common.resume
+from common.amp import amp_dtype
 from common.clock import Clock, count_flops
 from common.data import train_batches
 from common.files import Refused
@@ -185,6 +186,22 @@ def test_el2n_is_the_norm_of_p_minus_y():
 
 def test_one_cycle():
     assert [one_cycle(p) for p in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0.04, 0.52, 1, 0.5, 0])
+
+
+def test_a_cpu_computes_in_bf16_only_where_it_has_instructions_for_it(monkeypatch, begun):
+    cpu = torch.device("cpu")
+
+    def here(no_amp=False, **has):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+        return amp_dtype(no_amp, cpu)
+
+    assert here(avx512_bf16=True) == here(amx_bf16=True) == here(bf16=True) == torch.bfloat16
+    assert here(avx2=True, avx512_f=True, avx512_bf16=False) is None        # emulated there, ten times slower than float32
+    assert here(no_amp=True, avx512_bf16=True) is None
+    run = begun[0]
+    assert run.config["device"]["arithmetic"] == "float32" and run.where["amp"] == "None"          # of --no-amp
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert here(bf16=True) is None                            # a Mac's torch has no library for it
 
 
 def test_the_clock_stops_only_for_untimed():

@@ -156,7 +156,7 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert "(`--holdout 0.2`)" in text and "Chosen: learning rate 0.8, weight decay 0.0002 (no higher" in text
     assert "## Budget 1/2 (4 epochs)" in text and "| 0.8 | 0.0002 | **41.40** | 2.000 | 40.0 |" in text
     assert "| 0.4 | 0.0002 | 39.70 |" in text and "| 1.6 | 0.0002 | not finished | | |" in text
-    assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), torch 2.15, commit 1111111111" in text
+    assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), bf16, torch 2.15, commit 1111111111" in text
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
     assert "All methods then use what scratch got" in text
     made["runs"][0]["method"] = "warm_start"

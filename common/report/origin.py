@@ -6,7 +6,7 @@ from common.report.runs import kind
 from common.report.scores import average, mean
 from common.report.words import REGIME_BORDER, distinct
 
-BEFORE = "bfloat16"                                           # of all runs that were committed before it was recorded
+BEFORE = "bf16"                                               # of all runs that were committed before it was recorded
 
 
 def provenance(runs: Sequence[Mapping]) -> dict[str, list[str]]:
