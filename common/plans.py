@@ -161,6 +161,8 @@ def studies() -> dict[str, Study]:
             Runs("baselines/warm_start", (1,), THREE), Runs("methods/shrink_perturb", (1,), THREE),
             Runs("methods/dkd", half, THREE, ("--until", "0.5"), "early"),
             Runs("methods/kd", half, THREE, ("--alpha", "0.5"), "even"),       # labels with as much weight as the teacher
+            # that row was made where there is no bf16; whether that matters
+            Runs("baselines/scratch", (0.25,), THREE, ("--no-amp",), "float32"),
             *(Runs(script, (budget,), THREE, settings(*own), "tuned") for budget in (0.5, 0.75, 0.375)
               for script, own in RELOADED.items()),
             # so that what the better of the two costs can be read on both sides of full accuracy
