@@ -36,14 +36,14 @@ def demo_sequences() -> dict[str, Study]:
     scripts = [script for script in every_script()[1:] if script not in FOLDS and script not in NOTHING_REUSED]
     scratch, longer = "baselines/scratch", 0.35               # more than one epoch: a run of less keeps no checkpoint
     return {"demo-generations": Study(
-                "shapes", "resnet8", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
+                "shapes", "resnet8x0.5", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
                 past_options=("--subset", "half"), options=("--subset", "half"),
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-stream": Study(
                 "shapes", "resnet8x0.5", 3, scenario="stream", recommend=False, portions=5,
                 runs=(Runs(scratch, (longer, 1), (0,)), *(Runs(script, (longer,), (0,)) for script in scripts))),
             "demo-tuning": Study(
-                "shapes", "resnet8", 3, scenario="tuning", recommend=False, trials=3,
+                "shapes", "resnet8x0.5", 3, scenario="tuning", recommend=False, trials=3,
                 runs=(Runs(scratch, (0.5, 1), (0,)), *(Runs(script, (0.5,), (0,)) for script in scripts)))}
 
 
