@@ -183,6 +183,14 @@ def studies() -> dict[str, Study]:
                 *(runs for script, own in RELOADED_AUGMENTED.items()
                   for runs in (Runs(script, quarter, THREE), Runs(script, quarter, THREE, settings(*own), "tuned"))),
                 Runs("baselines/scratch", (2,), THREE))),     # the dearest last
+        # what half of the epochs bring, on unseen seeds, one at a time
+        "grow-mini-augment-fresh": Study(
+            **grow, settings=AUGMENTED, past_of="grow-mini", confirms="grow-mini-augment", options=(
+                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=tuple(
+                    runs for seed in FRESH for runs in (
+                        Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
+                        Runs("baselines/warm_start", quarter, (seed,), settings(*RELOADED_AUGMENTED["baselines/warm_start"]),
+                             "tuned")))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
             *(Runs(script, half, THREE) for script in ("baselines/warm_start", "methods/shrink_perturb")),
