@@ -7,7 +7,8 @@ import numpy as np
 
 from common.naming import folder_name
 from common.planparts import FOLDS, Runs, Study
-from common.plans import settings, studies
+from common.plans import studies
+from common.tunings import settings
 
 RATES, DECAYS = (0.05, 1.6), (5e-5, 5e-3)                     # of a random search, drawn evenly in their logarithms
 

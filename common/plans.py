@@ -1,30 +1,24 @@
 """The fixed plans of results/, so that nobody chooses a size that suits a result; written down by common/planning.py."""
 from common.demos import demos
 from common.planparts import FOLDS, Runs, Study, every_script
-
-
-def settings(lr: float, decay: float) -> tuple[str, ...]:
-    return "--lr", f"{lr:g}", "--weight-decay", f"{decay:.7f}".rstrip("0")
-
-
-def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1,
-           script: str = "baselines/scratch", options: tuple[str, ...] = (), **more) -> tuple[Runs, ...]:
-    return tuple(Runs(script, (budget,), (0,), (*options, "--holdout", f"{holdout:g}", *settings(lr, decay)), **more)
-                 for lr in rates for decay in decays)
-
+from common.tunings import (
+    AUGMENTED,
+    BETWEEN,
+    CALTECH,
+    GROW,
+    GROW_SHAPE,
+    MINI,
+    NO_VIEWS,
+    RELOADED,
+    RELOADED_AUGMENTED,
+    TRUNK,
+    TRUNKS,
+    settings,
+    tuning,
+    tunings,
+)
 
 THREE, FIVE, FRESH = (0, 1, 2), (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
-# Best of cifar100-mini-tuning.
-MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
-BETWEEN = MINI | {0.375: (0.8, 2e-4), 0.75: (0.8, 2e-4)}      # not tuned there: what most of them chose
-# Best of grow-mini-tuning; and for the past runs the best of those at budget 1 that memorized (train accuracy 95 % or more).
-GROW = {0.25: (0.2, 5e-4), 0.375: (0.2, 5e-4), 0.5: (0.4, 5e-4), 0.75: (0.4, 1e-3), 1: (0.4, 2e-3), 2: (0.8, 2e-3)}
-MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
-# Best of grow-mini-reuse-tuning, whose budget is 1/2.
-RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2, 2e-3)}
-# With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
-AUGMENTED = {0.25: (0.4, 5e-4), 0.375: (0.4, 5e-4), 0.5: (0.8, 5e-4), 0.75: (0.4, 5e-4), 1: (0.4, 5e-4), 2: (0.4, 5e-4)}
-RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
 SAMPLE = {"options": ("--sample",), "tag": "sample"}
 EARLY = ("--share", "1", "--until", "0.5")
 # what a script can do besides its defaults
@@ -94,44 +88,8 @@ def studies() -> dict[str, Study]:
         Runs("baselines/ema", quarter, THREE),
         Runs("methods/ensemble_distill", (0.5, 1), THREE))
     half = (0.25, 0.5)
-    memorize = ("--augment", "none", "--batch-size", "64")
-    grow = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
-            "past_options": ("--subset", "share:0.1", *memorize, *MEMORIZE)}
-    # crosses: learning rates at one weight decay, weight decays at one learning rate
-    search = (*(runs for budget in quarter for runs in (
-                  *tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,)), *tuning(budget, (0.1,), (1e-4, 2e-3)))),
-              *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)),
-              # beyond what turned out to be the edge: at 12 epochs the highest rate was the best, and so was the higher decay
-              *(runs for budget in (0.5, 1) for runs in (*tuning(budget, (0.8,), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
-              *tuning(2, (0.4,), (5e-4, 2e-3)),
-              # likewise at 24 epochs; and the budgets between, since the best decay is not the same on either side of them
-              *tuning(1, (0.2, 0.8), (2e-3,)), *tuning(1, (0.4,), (5e-3,)), *tuning(0.5, (0.4,), (1e-3,)),
-              *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 1e-3, 2e-3)),
-              *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)))
-    # with crop and flip about what was best without, and to either side of it
-    def about(budget, script="baselines/scratch"):
-        return (*tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,), script=script), *tuning(budget, (0.4,), (2e-3,), script=script))
-
-    # at 12 epochs the highest rate was the best; and no decay below had been tried beside what was the best
-    def beyond(script="baselines/scratch"):
-        return (*tuning(0.5, (1.6,), (5e-4,), script=script), *tuning(0.5, (0.8,), (2e-3,), script=script))
-
-    augmented = (*(runs for budget in quarter for runs in about(budget)),
-                 *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)),
-                 *beyond(), *tuning(0.5, (0.8,), (1e-4,)), *tuning(0.25, (0.4,), (1e-4,)), *tuning(1, (0.4,), (1e-4,)))
-    # what begins with past weights, with settings of its own; a past run of these kept examples alone
-    reloaded = tuple(runs for script in RELOADED for runs in (
-        *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
-    caltech = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
-    trunks = {"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}
-    trunk = {"options": ("--part", "trunk"), "tag": "trunk", "past": "trunks"}
     return {
-        **demos(),
-        "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
-            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
-            *(runs for budget in (0.5, 1) for runs in (
-                *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
-            *tuning(2, (0.4, 0.8, 1.6), (2e-4,)), *tuning(2, (0.8,), (5e-5, 5e-4)))),
+        **demos(), **tunings(),
         "cifar100-mini": Study("cifar100", "resnet8", 8, settings=BETWEEN, runs=(*mini, *screening(mini, 0.5, THREE))),
         # what the screening calls strongest, and the strongest that costs nothing, on unseen seeds, one at a time
         "cifar100-mini-fresh": Study(
@@ -140,18 +98,8 @@ def studies() -> dict[str, Study]:
                 ("baselines/scratch", scratch, (), ""), ("methods/dkd", quarter, ("--until", "0.5"), "early"),
                 ("methods/partial_kd", quarter, EARLY, "early"), ("methods/dkd", quarter, (), ""),
                 ("methods/attention_transfer", quarter, (), ""), ("methods/curriculum", quarter, (), "")))),
-        "grow-mini-tuning": Study(**grow, tuning=True, options=("--subset", "share:0.2", *memorize), runs=search),
-        "grow-mini-augment-tuning": Study(**grow, tuning=True, runs=augmented, options=(
-            "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
-        "grow-mini-reuse-tuning": Study(**grow | {"past_options": (*grow["past_options"], "--holdout", "0.1")}, past_seeds=(100,),
-                                        tuning=True, options=("--subset", "share:0.2", *memorize), runs=reloaded),
-        # as many pairs as scratch has at that budget with crop and flip
-        "grow-mini-augment-reuse-tuning": Study(
-            **grow, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True, options=(
-                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64"),
-            runs=tuple(runs for script, rate in (("baselines/warm_start", 0.4), ("methods/shrink_perturb", 0.2)) for runs in (
-                *about(0.5, script), *beyond(script), *tuning(0.5, (rate,), (1e-4,), script=script)))),
-        "grow-mini": Study(**grow, settings=GROW, options=("--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=(
+        "grow-mini": Study(**GROW_SHAPE, settings=GROW, options=(
+                "--subset", "share:0.2", *NO_VIEWS, "--parts", "share:0.1"), runs=(
             Runs("baselines/scratch", scratch, THREE),
             *(Runs(script, half, THREE) for script in (
                 "baselines/warm_start", "methods/shrink_perturb", "methods/dash", "methods/early_checkpoint", "methods/kd",
@@ -169,14 +117,14 @@ def studies() -> dict[str, Study]:
             Runs("baselines/warm_start", (1,), THREE, settings(*RELOADED["baselines/warm_start"]), "tuned"))),
         # the two that have settings of their own, on unseen seeds, one at a time
         "grow-mini-fresh": Study(
-            **grow, settings=GROW, past_of="grow-mini", confirms="grow-mini", options=(
-                "--subset", "share:0.2", *memorize, "--parts", "share:0.1"), runs=tuple(runs for seed in FRESH for runs in (
+            **GROW_SHAPE, settings=GROW, past_of="grow-mini", confirms="grow-mini", options=(
+                "--subset", "share:0.2", *NO_VIEWS, "--parts", "share:0.1"), runs=tuple(runs for seed in FRESH for runs in (
                     Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
                     *(Runs(script, (0.375, 0.5, 0.75, 1), (seed,), settings(*own), "tuned")
                       for script, own in RELOADED.items())))),
         # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
-            **grow, settings=AUGMENTED, past_of="grow-mini", options=(
+            **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
                 # warm_start's own are scratch's at 1/4 and 1; there, too, so that its cost can be read about full accuracy
@@ -185,7 +133,7 @@ def studies() -> dict[str, Study]:
                 Runs("baselines/scratch", (2,), THREE))),     # the dearest last
         # what half of the epochs bring, on unseen seeds, one at a time
         "grow-mini-augment-fresh": Study(
-            **grow, settings=AUGMENTED, past_of="grow-mini", confirms="grow-mini-augment", options=(
+            **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", confirms="grow-mini-augment", options=(
                 "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=tuple(
                     runs for seed in FRESH for runs in (
                         Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
@@ -211,23 +159,12 @@ def studies() -> dict[str, Study]:
                 Runs("methods/partial_kd", half, THREE, EARLY, "early"),
                 # labels with as much weight as the teacher, who says nothing of the new classes
                 Runs("methods/kd", half, THREE, ("--alpha", "0.5"), "even"))),
-        # a fifth is held out, since a tenth would be 303 images
-        "caltech101-mini-tuning": Study(**caltech, tuning=True, runs=(
-            *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),
-            *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,), 0.2)),
-            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)))),
-        # what begins with past weights, of the same task and of another, with settings of its own
-        "caltech101-mini-reuse-tuning": Study(
-            **caltech, past_options=("--holdout", "0.2"), past_seeds=(100,), others=trunks, tuning=True, runs=tuple(
-                runs for more in ({}, trunk) for runs in (
-                    *tuning(0.5, (0.05, 0.1, 0.2), (5e-4,), 0.2, "baselines/warm_start", **more),
-                    *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more)))),
-        "caltech101-mini": Study(**caltech, others=trunks, runs=(
+        "caltech101-mini": Study(**CALTECH, others=TRUNKS, runs=(
             Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
             *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
                                                          "methods/shrink_perturb")),
             Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
-            Runs("baselines/warm_start", (0.5,), THREE, **trunk))),
+            Runs("baselines/warm_start", (0.5,), THREE, **TRUNK))),
         **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8)),
         **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2)),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(

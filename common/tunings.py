@@ -1,0 +1,90 @@
+"""What scratch, and what begins with past weights, were tuned with on held-out examples, and what turned out best."""
+from common.planparts import Runs, Study
+
+# Best of cifar100-mini-tuning.
+MINI = {0.25: (0.8, 2e-4), 0.5: (0.8, 5e-4), 1: (0.8, 2e-4), 2: (0.8, 2e-4)}
+BETWEEN = MINI | {0.375: (0.8, 2e-4), 0.75: (0.8, 2e-4)}      # not tuned there: what most of them chose
+# Best of grow-mini-tuning; and for the past runs the best of those at budget 1 that memorized (train accuracy 95 % or more).
+GROW = {0.25: (0.2, 5e-4), 0.375: (0.2, 5e-4), 0.5: (0.4, 5e-4), 0.75: (0.4, 1e-3), 1: (0.4, 2e-3), 2: (0.8, 2e-3)}
+MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
+# Best of grow-mini-reuse-tuning, whose budget is 1/2.
+RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2, 2e-3)}
+# With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
+AUGMENTED = {0.25: (0.4, 5e-4), 0.375: (0.4, 5e-4), 0.5: (0.8, 5e-4), 0.75: (0.4, 5e-4), 1: (0.4, 5e-4), 2: (0.4, 5e-4)}
+RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
+# Of the studies, so that what tunes one is of its shape.
+NO_VIEWS = ("--augment", "none", "--batch-size", "64")
+GROW_SHAPE = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
+              "past_options": ("--subset", "share:0.1", *NO_VIEWS, *MEMORIZE)}
+CALTECH = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
+TRUNKS = {"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}
+TRUNK = {"options": ("--part", "trunk"), "tag": "trunk", "past": "trunks"}
+
+
+def settings(lr: float, decay: float) -> tuple[str, ...]:
+    return "--lr", f"{lr:g}", "--weight-decay", f"{decay:.7f}".rstrip("0")
+
+
+def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1,
+           script: str = "baselines/scratch", options: tuple[str, ...] = (), **more) -> tuple[Runs, ...]:
+    return tuple(Runs(script, (budget,), (0,), (*options, "--holdout", f"{holdout:g}", *settings(lr, decay)), **more)
+                 for lr in rates for decay in decays)
+
+
+def tunings() -> dict[str, Study]:
+    """The tuning studies of classifiers, by name; those of pixels and boxes stand beside what uses them."""
+    quarter = (0.25, 0.5, 1)
+    # crosses: learning rates at one weight decay, weight decays at one learning rate
+    search = (*(runs for budget in quarter for runs in (
+                  *tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,)), *tuning(budget, (0.1,), (1e-4, 2e-3)))),
+              *tuning(2, (0.05, 0.1, 0.2), (5e-4,)), *tuning(2, (0.1,), (2e-3,)),
+              # beyond what turned out to be the edge: at 12 epochs the highest rate was the best, and so was the higher decay
+              *(runs for budget in (0.5, 1) for runs in (*tuning(budget, (0.8,), (5e-4,)), *tuning(budget, (0.4,), (2e-3,)))),
+              *tuning(2, (0.4,), (5e-4, 2e-3)),
+              # likewise at 24 epochs; and the budgets between, since the best decay is not the same on either side of them
+              *tuning(1, (0.2, 0.8), (2e-3,)), *tuning(1, (0.4,), (5e-3,)), *tuning(0.5, (0.4,), (1e-3,)),
+              *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 1e-3, 2e-3)),
+              *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)))
+    # with crop and flip about what was best without, and to either side of it
+    def about(budget, script="baselines/scratch"):
+        return (*tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,), script=script), *tuning(budget, (0.4,), (2e-3,), script=script))
+
+    # at 12 epochs the highest rate was the best; and no decay below had been tried beside what was the best
+    def beyond(script="baselines/scratch"):
+        return (*tuning(0.5, (1.6,), (5e-4,), script=script), *tuning(0.5, (0.8,), (2e-3,), script=script))
+
+    augmented = (*(runs for budget in quarter for runs in about(budget)),
+                 *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 2e-3)), *tuning(2, (0.4,), (5e-4, 2e-3)),
+                 *beyond(), *tuning(0.5, (0.8,), (1e-4,)), *tuning(0.25, (0.4,), (1e-4,)), *tuning(1, (0.4,), (1e-4,)))
+    # what begins with past weights, with settings of its own; a past run of these kept examples alone
+    reloaded = tuple(runs for script in RELOADED for runs in (
+        *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
+    return {
+        "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
+            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
+            *(runs for budget in (0.5, 1) for runs in (
+                *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
+            *tuning(2, (0.4, 0.8, 1.6), (2e-4,)), *tuning(2, (0.8,), (5e-5, 5e-4)))),
+        "grow-mini-tuning": Study(**GROW_SHAPE, tuning=True, options=("--subset", "share:0.2", *NO_VIEWS), runs=search),
+        "grow-mini-augment-tuning": Study(**GROW_SHAPE, tuning=True, runs=augmented, options=(
+            "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
+        "grow-mini-reuse-tuning": Study(
+            **GROW_SHAPE | {"past_options": (*GROW_SHAPE["past_options"], "--holdout", "0.1")}, past_seeds=(100,), tuning=True,
+            options=("--subset", "share:0.2", *NO_VIEWS), runs=reloaded),
+        # as many pairs as scratch has at that budget with crop and flip
+        "grow-mini-augment-reuse-tuning": Study(
+            **GROW_SHAPE, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True, options=(
+                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64"),
+            runs=tuple(runs for script, rate in (("baselines/warm_start", 0.4), ("methods/shrink_perturb", 0.2)) for runs in (
+                *about(0.5, script), *beyond(script), *tuning(0.5, (rate,), (1e-4,), script=script)))),
+        # a fifth is held out, since a tenth would be 303 images
+        "caltech101-mini-tuning": Study(**CALTECH, tuning=True, runs=(
+            *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),
+            *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,), 0.2)),
+            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)))),
+        # what begins with past weights, of the same task and of another, with settings of its own
+        "caltech101-mini-reuse-tuning": Study(
+            **CALTECH, past_options=("--holdout", "0.2"), past_seeds=(100,), others=TRUNKS, tuning=True, runs=tuple(
+                runs for more in ({}, TRUNK) for runs in (
+                    *tuning(0.5, (0.05, 0.1, 0.2), (5e-4,), 0.2, "baselines/warm_start", **more),
+                    *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more))))}
