@@ -28,7 +28,7 @@ NOT_BOXES = {"baselines/label_smoothing", "methods/schedule_reuse"}
 def demo_dense(task: str, refuse: set[str]) -> Study:
     """Every script that works on that task, once, in a few minutes."""
     runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
-    return Study(task, "resnet8", 3, recommend=False, past_seeds=(100, 101), runs=runs)
+    return Study(task, "resnet8x0.5", 3, recommend=False, past_seeds=(100, 101), runs=runs)
 
 
 def demo_sequences() -> dict[str, Study]:
