@@ -5,6 +5,7 @@ from common.tunings import (
     AUGMENTED,
     BETWEEN,
     CALTECH,
+    DETECTION,
     GROW,
     GROW_SHAPE,
     MINI,
@@ -166,7 +167,7 @@ def studies() -> dict[str, Study]:
             Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
             Runs("baselines/warm_start", (0.5,), THREE, **TRUNK))),
         **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8)),
-        **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2)),
+        **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2), DETECTION),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", half, THREE),
