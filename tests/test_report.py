@@ -545,6 +545,14 @@ def test_a_study_measured_again_is_one_row_of_the_overview(study):
     assert "## tiny\n\nIts strongest were measured again: [again](again/REPORT.md).\n\n- " in text
 
 
+@pytest.mark.parametrize("scores_of_one, said", [([0.7, 0.7], ""), ([0.4, 0.7], " (not established)")])
+def test_what_reloading_gains_with_the_past_paid_says_whether_it_is_established(study, scores_of_one, said):
+    recommend_study(study)
+    fill(study, "warm_start", {0.5: [0.54, 0.54], 1: scores_of_one}, reused=["weights"])
+    paid, = (item["paid"] for item in run(study)["recommendations"] if item["kind"] == "reload weights")
+    assert re.fullmatch(r"`warm_start` at budget 1, [+−]\d+\.\d \[[^]]+\] points" + re.escape(said), paid)
+
+
 def test_same_runs_same_bytes_and_figures(study, drawn):
     recommend_study(study)
     names = ["REPORT.md", "report.json", *(f"figures/{name}.png" for name in (

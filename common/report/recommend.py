@@ -250,7 +250,9 @@ def reload_weights(report: Mapping) -> dict | None:
 def past_paid(report: Mapping, gained: Sequence[str]) -> str | None:
     """What plain reloading gains over scratch where the rule charges the past run and nobody else does, if it was compared."""
     rows = [row for row in rows_of(report, "warm_start") if row["complete"] and row["difference"]["mean"] is not None]
-    return at(rows[-1], "difference") if rows and "warm_start" in gained else None
+    if not rows or "warm_start" not in gained:
+        return None
+    return at(rows[-1], "difference") + ("" if above(rows[-1]["difference"], 0) else " (not established)")
 
 
 def recommendations(report: Mapping) -> list[dict]:
