@@ -62,7 +62,11 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
             Runs("baselines/scratch", (0.25, 0.5, 0.75, 1, 2), THREE), Runs("methods/kd", half, THREE, one),
             Runs("methods/ensemble_distill", half, THREE, ("--sample", *one), "sample"),
             Runs("baselines/warm_start", half, THREE), Runs("methods/loss_replay", half, THREE),
-            Runs("methods/partial_kd", half, THREE, one), Runs("methods/partial_kd", half, THREE, (*EARLY, *one), "early"))),
+            Runs("methods/partial_kd", half, THREE, one), Runs("methods/partial_kd", half, THREE, (*EARLY, *one), "early"),
+            # labels with as much weight as the teacher; features instead of outputs, a mean over 20 times as many pixels as
+            # CIFAR's, hence beta: planned after detection's other results
+            Runs("methods/kd", half, THREE, ("--alpha", "0.5", *one), "even"),
+            Runs("methods/attention_transfer", half, THREE, ("--beta", "20000")))),
         f"{name}-mini-grow": Study(
             **shape, **chosen, scenario="grow", past_seeds=(100, 101, 102), past_options=("--subset", "half"),
             options=("--parts", "half"), runs=(
