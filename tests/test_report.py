@@ -659,7 +659,7 @@ def test_report_calls_the_score_by_its_name(tmp_path, name):
                  f"Cheaper than scratch at its {noun}, FLOPs", f"- **Full {noun}** is the mean last-epoch test {noun} of"):
         assert said in text, said
     # no word of another task is left, file names aside
-    assert "accuracy" not in text.replace("train pixel accuracy", "").lower() and "| Test % |" not in text
+    assert "accuracy" not in text.replace("pixel accuracy", "").lower() and "| Test % |" not in text
     readme = tmp_path / "README.md"
     readme.write_text("<!-- result -->\n<!-- result -->\n")
     write_readme(tmp_path / "tiny", readme)
@@ -678,16 +678,28 @@ def test_parts_of_another_score(tmp_path):
     assert "| Test mean IoU old % | Test mean IoU new % |" in (tmp_path / "REPORT.md").read_text()
 
 
-@pytest.mark.parametrize("name, column", [("miou", "Test pixels %"), ("map50", "Test mAP (IoU .5 to .95) %")])
-def test_the_second_score_stands_beside_the_first_in_every_row_alone(tmp_path, name, column):
-    fill(tmp_path, "scratch", {1: [0.5, 0.52]}, score=name)
+@pytest.mark.parametrize("name, noun, column", [
+    ("miou", "pixel accuracy", "Test pixels %"), ("map50", "mAP (IoU .5 to .95)", "Test mAP (IoU .5 to .95) %")])
+def test_the_second_score_has_a_table_with_intervals_of_its_own(tmp_path, name, noun, column):
+    """In these runs it is half of the first, and so is every interval."""
+    fill(dense(tmp_path, name), "dash", {0.5: [0.50, 0.54]}, reused=["weights"], score=name)
     add(tmp_path, "kd", 1, 0, None)
     report, text = run(tmp_path), (tmp_path / "REPORT.md").read_text()
-    assert row(report, "scratch", 1)["second"] == pytest.approx(0.255) and "second" not in row(report, "kd", 1)
-    assert text.count(f"| {column} | Over scratch, equal budget |") == 1 == text.count(column)
-    # train, first score with half of the interval, second
-    assert re.search(r"^\| `scratch` \| 1 \| 2/2 \| 45.0 \| 51.0 ± 12.7 \| 25.5 \| – \|", text, re.M)
-    assert "| `kd` | 1 | 0/1 | – | missing | – |" in text
+    scratch = row(report, "scratch", 1)
+    assert scratch["second"]["values"] == {"0": pytest.approx(0.245), "1": pytest.approx(0.255)}
+    assert "second" not in row(report, "kd", 1)
+    assert scratch["second"]["high"] - scratch["second"]["mean"] == pytest.approx((scratch["high"] - scratch["mean"]) / 2)
+    fast, dash = row(report, "fast", 0.5), row(report, "dash", 0.5)
+    for one, names in ((fast, ("difference", "equal_flops")), (dash, ("gain_over_scratch_2", "gain_over_warm_start"))):
+        for cell, first in ((one["second"][other], one[other]) for other in names):
+            assert {end: cell[end] for end in ("mean", "low", "high")} == {
+                end: pytest.approx(first[end] / 2) for end in ("mean", "low", "high")}
+        assert "equal_seconds" not in one["second"]
+    table = text.partition(f"\n## The second score: {noun}\n")[2].partition("\n## ")[0]
+    assert table.count(column) == 1 == text.count(column)
+    # to warm_start: half of -4 and of 0, whose standard deviation over sqrt 2 is 1, times the 12.7 of one degree of freedom
+    assert re.search(r"^\| `fast` \| 1/2 \| 2/2 \| 25.0 ± ", table, re.M) and "| `kd` |" not in table
+    assert re.search(r"^\| `dash` \| 1/2 \| 2/2 \| 26.0 ± 12.7 \| .* \| −1.0 \[−13.7, \+11.7\] \| ", table, re.M)
 
 
 def test_classification_has_neither_a_second_score_nor_losses(study):

@@ -1,6 +1,6 @@
 """From the runs of a study to the numbers of its report: one row per method and budget, one score per method."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from common.report import recommend, scores
 from common.report.origin import past_runs, provenance, sequences
@@ -38,7 +38,8 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
     for name, read in numbers.items():
         row[name] = average(done, lambda run, name=name, read=read: read(run["summary"]) if read else run[name])
     second = average(done, lambda run: run["second"])
-    row |= {} if second is None else {"second": second}       # of tasks that have one
+    row |= {} if second is None else {"second": {             # of tasks that have one
+        "mean": second, "low": None, "high": None, "values": dict(sorted((run["seed"], run["second"]) for run in done))}}
     row |= {"foreign": True} if any(run["foreign"] for run in done) else {}      # reuses runs of another task
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
@@ -183,6 +184,17 @@ def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequ
     return chosen
 
 
+def add_second(methods: Mapping[str, Sequence[dict]], gained: Collection[str]) -> None:
+    """Interval and comparisons of each row's second score, by the rules of the first; seconds and steps left out."""
+    seconds = {label: [row | row["second"] for row in rows if "second" in row] for label, rows in methods.items()}
+    for label, own in seconds.items():
+        add_intervals(own)
+        found = {name: compare(own, reference) for name, reference in references(
+            label, label in gained, False, seconds).items() if name not in ("equal_seconds", "equal_steps")}
+        for i, row in enumerate(row for row in methods[label] if "second" in row):
+            row["second"] |= {name: own[i][name] for name in ("low", "high")} | {name: cells[i] for name, cells in found.items()}
+
+
 def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
     """Target scores by name, from the complete rows of scratch; one point more only where budget 2 gets there."""
     means = {row["budget"]: row["mean"] for row in scratch if row["complete"]}
@@ -230,6 +242,8 @@ def aggregate(study: Mapping) -> dict:
                 (other["flops"], other["mean"]) for other in finished])._asdict() if row["complete"] else None
         result.append(score(own, finished, targets, gained, timed)
                       | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common, timed)})
+
+    add_second(methods, {score["method"] for score in result if score["scored_by"] == "gain"})
 
     def listed(*states):
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}

@@ -97,7 +97,6 @@ def every_row(report: Mapping) -> str:
     memory = "" if not {"train_old", "train_new"} <= set(apart) else (
         f"\n\n{apart['train_old']} and {apart['train_new']}: the finished model on the training examples of either part, without "
         "augmentation.")
-    apart |= {"second": terms.second_column} if any("second" in row for row in report["rows"]) else {}
     for row in report["rows"]:
         other = [point_interval(row[name]) if "difference" in row else "–"
                  for name in ("difference", "equal_flops", "equal_seconds")]
@@ -107,6 +106,20 @@ def every_row(report: Mapping) -> str:
     return table(["Method", "Budget", "Seeds", terms.train_column, terms.test_column, *apart.values(),
                   "Over scratch, equal budget", "equal FLOPs", "equal seconds"], lines) \
         + memory + "\n\n" + words.provenance(report["rows"], report)
+
+
+def second_score(report: Mapping) -> str | None:
+    """The table of the task's second score; None where it has none."""
+    rows, terms = [row for row in report["rows"] if "second" in row], words.terms(report)
+    if not rows:
+        return None
+    heads = {"difference": "Over scratch, equal budget", "equal_flops": "equal FLOPs",
+             "gain_over_warm_start": "Over warm_start, equal budget", "gain_over_scratch_2": "Over scratch at budget 2"}
+    heads = {name: head for name, head in heads.items() if any(name in row["second"] for row in rows)}
+    lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row["second"]),
+              *(point_interval(row["second"][name]) if name in row["second"] else "–" for name in heads)] for row in rows]
+    return table(["Method", "Budget", "Seeds", terms.second_column, *heads.values()], lines) \
+        + "\n\n" + words.provenance(rows, report)
 
 
 def cost_to(report: Mapping, name: str) -> str:
@@ -240,6 +253,9 @@ def markdown(report: Mapping) -> str:
         parts.append(("Pictures", pictures.section(report, table, accuracy)))
     parts += [("Side by side", landscape.tables(report, table, accuracy)),
              ("Every row", "Differences are in points, paired by seed.\n\n" + every_row(report))]
+    if second := second_score(report):
+        parts.append((f"The second score: {words.terms(report).second_noun}", f"By the same rules as {noun}, which alone decides "
+                      f"what is recommended and where full {noun} lies.\n\n{second}"))
     parts += [(f"Cost to {words.goal(report, name)} ({percent(target)} %)",
                cost_to(report, name)) for name, target in report["targets"].items() if target is not None]
     if gains(report):

@@ -21,16 +21,18 @@ class Terms(NamedTuple):
     train_column: str
     loss: str
     second: str = ""                                          # a second score of the task, as its runs name it
+    second_noun: str = ""
     second_column: str = ""
 
 
 SCORES = {
     "accuracy": Terms("accuracy", "train accuracy", "Test %", "Train %", "loss, nats", "accuracy_per_class",
-                      "Test %, mean of the classes"),         # where classes have unlike numbers of examples
+                      # of classes with unlike numbers of examples
+                      "accuracy, mean of the classes", "Test %, mean of the classes"),
     "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats", "pixel_accuracy",
-                  "Test pixels %"),
+                  "pixel accuracy", "Test pixels %"),
     "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss", "map",
-                   "Test mAP (IoU .5 to .95) %"),
+                   "mAP (IoU .5 to .95)", "Test mAP (IoU .5 to .95) %"),
 }
 
 
