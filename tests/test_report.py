@@ -270,7 +270,7 @@ def test_costs_and_speed_ups(study):
     assert score(report, "slow")["targets"]["full"]["cost"]["flops"] == {"status": "not reached", "cost": None}
     assert score(report, "above")["targets"]["full"]["cost"]["flops"] == {"status": "at most", "cost": 50}
     text = (study / "REPORT.md").read_text()
-    assert "| `slow` | not reached |" in text and "≥ 2.00 [" in text
+    assert "| `slow` | not reached |" in text and "| `above` | ≥ 2.00 [≥ 2.00] |" in text
 
 
 def test_scratch_costs_budget_1_to_full_accuracy_by_definition(study, tmp_path):

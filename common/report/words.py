@@ -97,7 +97,7 @@ def times(value: float) -> str:
 
 
 def speed_up(cell: Mapping) -> str:
-    """1.42 [1.20, 1.66]; "≥" where the smallest budget is above the target already."""
+    """1.42 [1.20, 1.66]; "≥" where the smallest budget is above the target already, one bound where both ends are its value."""
     if cell["value"] is None:
         return cell["status"]
 
@@ -106,7 +106,10 @@ def speed_up(cell: Mapping) -> str:
         return status if value is None else ("≥ " if status == "at most" else "") + times(value)
 
     value = ("≥ " if cell["status"] == "at most" else "") + times(cell["value"])
-    return f"{value} [unknown]" if cell["low_status"] == "unknown" else f"{value} [{side('low')}, {side('high')}]"
+    if cell["low_status"] == "unknown":
+        return f"{value} [unknown]"
+    ends = dict.fromkeys((side("low"), side("high"))) if cell["status"] == "at most" else (side("low"), side("high"))
+    return f"{value} [{', '.join(ends)}]"
 
 
 def count(number: int, noun: str) -> str:
