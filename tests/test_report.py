@@ -309,6 +309,21 @@ def test_reloaded_weights_are_scored_by_gains_where_nothing_is_new(study):
     assert "starts there" in (study / "REPORT.md").read_text()
 
 
+def test_a_gain_that_charges_the_past_run_is_over_a_scratch_of_that_cost(study):
+    """.54 for 50 FLOPs after a past run of 100; scratch, .1 better with each doubling, has .5 + .1 log2(1.5) for 150."""
+    fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"], start=0.5)
+    fill(study, "dash", {0.5: [0.54, 0.54]}, reused=["weights"], start=0.5, flops=500)
+    for path in study.rglob("summary.json"):
+        used = [] if path.parts[-4] not in ("warm_start", "dash") else [f"past/seed{100 + int(path.parent.name[-1])}"]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "cifar100", "past": used}))
+    report = run(study)
+    cell = row(report, "warm_start", 0.5)["gain_past_charged"]
+    assert cell["mean"] == pytest.approx(0.54 - 0.5 - 0.1 * math.log2(1.5)) and cell["seeds"] == 2
+    assert row(report, "dash", 0.5)["gain_past_charged"]["reason"] == "beyond scratch's budgets"        # 250 and 100
+    table = (study / "REPORT.md").read_text().partition("\n## Gains")[2]
+    assert re.search(r"^\| `warm_start` \| 1/2 \| 2/2 \| 54.0 ± 0.0 \| – \| −6.0 \[.*\] \| −1.8 \[.*\] \| 50.0 \|", table, re.M)
+
+
 def test_missing_and_failed_runs_are_rows_and_never_averaged_away(study):
     add(study, "kd", 0.5, 0, 0.6)
     add(study, "kd", 0.5, 1, None, failed="RuntimeError: loss | is nan")

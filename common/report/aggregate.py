@@ -77,15 +77,17 @@ def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float
     return cells
 
 
-def at_equal_cost(scratch: Sequence[dict], clock: str) -> Callable[[dict], Mapping[int, float] | str]:
-    """Scratch's complete rows, read at another row's cost."""
+def at_equal_cost(scratch: Sequence[dict], clock: str, cost: str = "") -> Callable[[dict], Mapping[int, float] | str]:
+    """Scratch's complete rows, read at another row's cost: of the same name, or `cost`."""
     points = [(row[clock], row["values"]) for row in scratch]
 
     def reference(row):
         if not points:
             return "no complete scratch"
-        found = scores.equal_cost(row[clock], points)
-        side = "below" if row[clock] < min(cost for cost, _ in points) else "beyond"
+        if row[cost or clock] is None:
+            return "unknown cost"
+        found = scores.equal_cost(row[cost or clock], points)
+        side = "below" if row[cost or clock] < min(price for price, _ in points) else "beyond"
         return f"{side} scratch's budgets" if found is None else found
 
     return reference
@@ -179,6 +181,7 @@ def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequ
         chosen["equal_seconds"] = lambda row: "not comparable"
     if gained:
         chosen["gain_over_scratch_2"] = at_budget(complete, "complete scratch", 2)
+        chosen["gain_past_charged"] = at_equal_cost(complete, "flops", "sequence_flops")
         if label != "warm_start":
             chosen["gain_over_warm_start"] = at_budget(methods.get("warm_start", []), "warm_start")
     return chosen

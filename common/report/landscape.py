@@ -82,9 +82,10 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
         body = [[*line, words.percent(row["start"]) if row["seeds"] else "–",
                  words.significant(row["flops"] / 1e12) if row["seeds"] else "–", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
-                for row, line in zip(reload, cells(reload, ("gain_over_warm_start", "gain_over_scratch_2"), show), strict=True)]
+                for row, line in zip(reload, cells(reload, (
+                    "gain_over_warm_start", "gain_over_scratch_2", "gain_past_charged"), show), strict=True)]
         head = ["Method", "Seeds", terms.test_column, "Over warm_start, equal budget", "Over scratch at budget 2",
-                "Before training %", "TFLOP", "Preparation, % of FLOPs", "MB of past kept"]
+                words.PAST_CHARGED, "Before training %", "TFLOP", "Preparation, % of FLOPs", "MB of past kept"]
         parts.append(f"These begin with reused weights, where nothing is new:\n\n{table(head, body)}\n\n"
                      + words.provenance(reload, report))
     return "\n\n".join(parts)

@@ -114,7 +114,8 @@ def second_score(report: Mapping) -> str | None:
     if not rows:
         return None
     heads = {"difference": "Over scratch, equal budget", "equal_flops": "equal FLOPs",
-             "gain_over_warm_start": "Over warm_start, equal budget", "gain_over_scratch_2": "Over scratch at budget 2"}
+             "gain_over_warm_start": "Over warm_start, equal budget", "gain_over_scratch_2": "Over scratch at budget 2",
+             "gain_past_charged": words.PAST_CHARGED}
     heads = {name: head for name, head in heads.items() if any(name in row["second"] for row in rows)}
     lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row["second"]),
               *(point_interval(row["second"][name]) if name in row["second"] else "–" for name in heads)] for row in rows]
@@ -144,9 +145,11 @@ def gains(report: Mapping) -> str | None:
         return None
     lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row),
               point_interval(row["gain_over_warm_start"]) if "gain_over_warm_start" in row else "–",
-              point_interval(row["gain_over_scratch_2"]), percent(row["start"])] for row in rows]
+              point_interval(row["gain_over_scratch_2"]), point_interval(row["gain_past_charged"]), percent(row["start"])]
+             for row in rows]
     return table(["Method", "Budget", "Seeds", words.terms(report).test_column, "Gain over warm_start",
-                  "Gain over scratch at budget 2", "Before training %"], lines) + "\n\n" + words.provenance(rows, report)
+                  "Gain over scratch at budget 2", words.PAST_CHARGED, "Before training %"], lines) \
+        + "\n\n" + words.provenance(rows, report)
 
 
 def cost_of_past(report: Mapping) -> str:

@@ -22,7 +22,8 @@ with one budget has its own seeds alone: two degrees of freedom for three. [unkn
 - **Curves** are read between their points by a monotone cubic in log cost (Fritsch and Butland 1984): they are concave, and \
 straight lines would flatter whatever costs lie between scratch's budgets.
 - **Differences** are paired by seed. Scratch at equal cost is read off its mean curve; a seed lies off that curve as far as \
-its own scratch runs at the two budgets beside lie off theirs.
+its own scratch runs at the two budgets beside lie off theirs. Past runs charged: scratch that costs what the row and \
+all runs before it cost together.
 - **Cost to {noun}** is read off the curve over a method's complete rows. *Not reached*: not at its largest \
 budget. *At most X*: its smallest budget, which costs X, is above already. *Starts there*: the reused weights have \
 it before the first step. Nothing is extrapolated.

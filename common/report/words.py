@@ -10,6 +10,7 @@ SITUATIONS = {"same": "nothing is new", "grow": "data have grown", "classes": "c
               "stream": "data arrive in portions"}
 NOTHING_NEW = ("same", "generations")                         # there, reloaded weights go on from a finished run
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PAST_CHARGED = "Over scratch at equal FLOPs, past runs charged"      # a column
 
 
 class Terms(NamedTuple):
