@@ -1,6 +1,6 @@
 """Curriculum: begin with the examples that the past run found easy, all of them from half of the training on.
 
-Reuses   its loss on each example of --past, averaged over the past run's epochs
+Reuses   the loss that --past recorded on each example, averaged over its epochs
 Pays     nothing: an epoch has as many examples as any other's
 Source   Wu et al. 2021, arXiv:2012.03107, linear pacing
 Differs  the easiest of all classes together, where their code balances classes; by train loss averaged over epochs, not a

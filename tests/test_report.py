@@ -465,11 +465,21 @@ def test_no_method_meets_a_rule_is_said(study):
     assert "No method is established as not worth it." in text and "below budget 1" not in text
     fill(study, "short", {0.5: [0.3, 0.5]})
     text = " ".join(item["text"] for item in run(study)["recommendations"])
-    assert "1 of 2 were measured up to budget 1/2 alone, and do not get there." in text
+    assert "1 of 2 do not get there, measured up to budget 1/2 alone." in text
+    fill(study, "scratch", {0.5: [0.44, 0.46]}, tag="other")                # a control of scratch is no method
+    assert {item["candidates"] for item in run(study)["recommendations"] if "candidates" in item} == {2}
     fill(study, "warm_start", {0.5: [0.54, 0.54]}, reused=["weights"])      # .05 and .07 below scratch at budget 2
     text = " ".join(item["text"] for item in run(study)["recommendations"])
     assert "Reloading final weights is not established to pay, at scratch's learning rate: no row" in text
     assert "meets the rule. Nearest: `warm_start` at budget 1/2, −6.0 [" in text
+    assert "] points, and +14.0 [" in text and "as many FLOPs as it and its past runs had together. " in text
+
+
+def test_what_is_established_as_worse_is_not_called_nearest(study):
+    fill(study, "worse", {0.5: [0.35, 0.371]})                              # .04 below scratch
+    texts = {item["kind"]: item["text"] for item in run(study)["recommendations"]}
+    assert texts["accuracy at equal FLOPs"] == "No method meets the rule for accuracy at equal FLOPs."
+    assert "`worse` at budget 1/2, −4.0 [" in texts["not worth it"]
 
 
 def test_what_a_cheaper_scratch_beats_is_not_worth_it(study):
@@ -555,7 +565,7 @@ def test_a_study_measured_again_is_one_row_of_the_overview(study):
     text = write_overview(study.parent).read_text()
     lines = [line for line in text.splitlines() if line.startswith("| [")]
     assert len(lines) == 1 and lines[0].startswith("| [again](again/REPORT.md), after [tiny](tiny/REPORT.md) | nothing is new |")
-    charged = "past charged: `warm_start`; past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny)"
+    charged = "past charged: `warm_start` (1); past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny)"
     assert lines[0].endswith(f"| {charged} |")                # what the second did not measure is the first's
     assert "## tiny\n\nIts strongest were measured again: [again](again/REPORT.md).\n\n- " in text
 
@@ -591,6 +601,20 @@ def test_counted_seconds_are_compared_within_one_version_of_the_code_only(study)
     assert score(report, "late")["step_cost"] == {"budget": 1, "flops": 1, "seconds": None}
     assert score(report, "late")["targets"]["full"]["speed_up"]["seconds"]["status"] == "not comparable"
     assert score(report, "late")["targets"]["full"]["speed_up"]["flops"]["value"] == pytest.approx(2 ** 0.5)
+
+
+def test_counted_seconds_are_compared_where_steps_of_the_same_arithmetic_took_the_same_time_only(study):
+    fill(study, "kd", {1: [0.54, 0.56]}, seconds=400)                       # as much slower as it may be
+    add(study, "kd", 2, 0, 0.6, seconds=100)
+    add(study, "kd", 2, 1, 0.6, seconds=109)
+    assert run(study)["timed_alike"]
+    add(study, "late", 2, 0, 0.6, seconds=100)
+    add(study, "late", 2, 1, 0.6, seconds=112)
+    report = run(study)
+    assert not report["timed_alike"] and row(report, "late", 2)["equal_seconds"]["reason"] == "not comparable"
+    assert row(report, "kd", 1)["equal_seconds"]["reason"] != "not comparable"
+    add(study, "scratch", 4, 0, 0.62, seconds=56)                           # scratch's others took 50
+    assert row(run(study), "kd", 1)["equal_seconds"]["reason"] == "not comparable"
 
 
 def test_methods_at_one_budget_stand_side_by_side_and_not_in_the_headline(study, tmp_path, drawn):

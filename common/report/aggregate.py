@@ -11,6 +11,7 @@ from common.report.words import NOTHING_NEW
 CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
 REUSES = (1, 5)
 POINT = 0.01
+STEADY = 1.1                                                  # the slowest step over the fastest, of the same arithmetic
 NOT_COMPARABLE = scores.SpeedUp("not comparable", None, None, "unknown", None, "unknown")
 
 
@@ -43,6 +44,8 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
     row |= {"foreign": True} if any(run["foreign"] for run in done) else {}      # reuses runs of another task
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
+    row["pace"] = sorted((run["summary"]["seconds"]["counted"] - run["summary"]["seconds"]["preparation"])
+                         / run["summary"]["steps"] for run in done if run["summary"]["steps"])
     row["provenance"] = provenance(done)
     return row
 
@@ -108,10 +111,16 @@ def at_equal_score(scratch: Sequence[dict]) -> Callable[[dict], Mapping[int, flo
 
 
 def timed_alike(rows: Sequence[dict]) -> bool:
-    """Whether counted seconds compare these rows: one known version of the code on one device and set of packages made them."""
+    """Whether counted seconds compare these rows.
+
+    One known version of the code on one device and set of packages made them, and steps of the same arithmetic took as long
+    (`STEADY`): those of one row, and those of all of scratch's. A machine that was busy with something else fails that.
+    """
     made = {name: {value for row in rows for value in row["provenance"][name]} for name in ("commit", "device", "versions")}
+    alike = [*(row["pace"] for row in rows), [pace for row in rows if row["method"] == "scratch" for pace in row["pace"]]]
     return all(len(values) <= 1 for values in made.values()) and not any(
-        "dirty" in commit or commit == "unknown" for commit in made["commit"])
+        "dirty" in commit or commit == "unknown" for commit in made["commit"]) \
+        and all(max(paces) <= STEADY * min(paces) for paces in alike if paces)
 
 
 def step_cost(rows: Sequence[dict], scratch: Mapping[float, dict], prefer: float, timed: bool) -> dict | None:

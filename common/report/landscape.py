@@ -26,8 +26,11 @@ def split(report: Mapping) -> tuple[list[Mapping], list[Mapping]]:
 
 
 def headline(row: Mapping) -> Mapping:
-    """The comparison that a row is judged by: over warm_start where it reloads weights, else over scratch at equal FLOPs."""
-    gain = row.get("gain_over_warm_start", row.get("gain_over_scratch_2"))
+    """The comparison that a row is judged by: over warm_start where it reloads weights, else over scratch at equal FLOPs.
+
+    Of warm_start itself those of its past run are among them.
+    """
+    gain = row.get("gain_over_warm_start", row.get("gain_past_charged"))
     return gain if gain is not None else row["equal_flops"]
 
 
@@ -93,7 +96,7 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
 
 def result(report: Mapping, script: str) -> str:
     """The README's cell of a script: its headline number at the common budget, then those of its variants, by their tags."""
-    marks = {"gain_over_warm_start": " (w)", "gain_over_scratch_2": " (2)"}
+    marks = {"gain_over_warm_start": " (w)", "gain_past_charged": " (c)"}
     found = []
     for row in report["rows"]:
         method, _, tag = row["method"].partition("-")

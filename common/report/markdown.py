@@ -242,7 +242,7 @@ def opening(report: Mapping) -> str:
     commits = {item for row in report["rows"] for item in row["provenance"]["commit"]}
     if len(commits) > 1:
         text += (f"**Rows were made by {len(commits)} versions of the code, beside whatever else their machine did then: FLOPs "
-                 "and steps compare them all; counted seconds are compared only with a scratch of the same version.** ")
+                 "and steps compare them all; counted seconds only what the [rules](#how-the-numbers-are-made) allow.** ")
     return text + ("It recommends nothing, see [why](#recommendations)." if report["blocked"]
                    else "What follows from it: [recommendations](#recommendations).")
 

@@ -7,7 +7,7 @@ from common.report.markdown import table
 from common.report.words import SITUATIONS, budget, distinct, examples, goal, percent, points, regime, terms
 
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
-         "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights"}
+         "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights (at budget)"}
 
 
 def answer(report: Mapping, kind: str) -> str:
@@ -30,7 +30,11 @@ def answer(report: Mapping, kind: str) -> str:
 
 def reload_answer(item: Mapping) -> str:
     """Where nothing is new the rule charges the past run, elsewhere it is taken as paid: the cell says which."""
-    met = ", ".join(dict.fromkeys(f"`{row['method']}`" for row in item["rows"])) or "no method established"
+    by_method: dict[str, list[float]] = {}
+    for row in item["rows"]:
+        by_method.setdefault(row["method"], []).append(row["budget"])
+    met = ", ".join(f"`{method}` ({', '.join(map(budget, sorted(budgets)))})" for method, budgets in by_method.items()) \
+        or "no method established"
     return f"past charged: {met}; past paid: {item['paid']}" if item["paid"] else f"past paid: {met}"
 
 

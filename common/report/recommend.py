@@ -41,6 +41,11 @@ def rows_of(report: Mapping, method: str) -> list[Mapping]:
     return [row for row in report["rows"] if row["method"] == method]
 
 
+def is_scratch(report: Mapping, method: str) -> bool:
+    """Whether it is scratch, or scratch under a tag: what such a row controls for is no method."""
+    return rows_of(report, method)[0]["script"] == "scratch"
+
+
 def blocked(plan: Mapping, report: Mapping) -> str | None:
     """Why this study recommends nothing; None if it may."""
     scratch = {row["budget"]: row for row in rows_of(report, "scratch")}
@@ -80,7 +85,7 @@ def above(cell: Mapping, border: float) -> bool:
 
 def save_compute(report: Mapping, target: str) -> dict:
     goal = words.goal(report, target)
-    candidates = [score for score in ranking(report) if score["targets"] and score["method"] != "scratch"]
+    candidates = [score for score in ranking(report) if score["targets"] and not is_scratch(report, score["method"])]
     cells = {score["method"]: score["targets"][target]["speed_up"] for score in candidates}
     met = [score for score in candidates if above(cells[score["method"]]["flops"], 1)]
     known = [score for score in candidates if cells[score["method"]]["flops"]["value"] is not None]
@@ -122,7 +127,7 @@ def save_compute(report: Mapping, target: str) -> dict:
 def unfinished(short: Sequence[Mapping], candidates: Sequence[Mapping]) -> str:
     """Of methods that the study does not follow as far as scratch, one sentence."""
     most = words.budget(max(max(score["budgets"], default=0) for score in short))
-    return f"{len(short)} of {len(candidates)} were measured up to budget {most} alone, and do not get there."
+    return f"{len(short)} of {len(candidates)} do not get there, measured up to budget {most} alone."
 
 
 def of_another_task(row: Mapping) -> str:
@@ -152,7 +157,7 @@ def if_charged(report: Mapping, method: str) -> str:
 def equal_flops_rows(report: Mapping, reload: bool | None = None) -> list[Mapping]:
     """Complete rows with an accuracy over scratch at equal FLOPs; `reload` picks those that reuse final weights."""
     gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
-    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained | {"scratch"}
+    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained and row["script"] != "scratch"
             and row["equal_flops"]["mean"] is not None and reload in (None, "weights" in row["reused"])]
 
 
@@ -174,7 +179,8 @@ def equal_flops(report: Mapping) -> dict:
              name: met[0]["equal_flops"][other] if met else None
              for name, other in (("value", "mean"), ("low", "low"), ("high", "high"))}
     if not met:
-        nearest = largest(rows, "equal_flops")[:1]
+        nearest = [row for row in largest(rows, "equal_flops")[:1] if row["equal_flops"]["high"] is None
+                   or row["equal_flops"]["high"] >= 0]        # else it is among what is not worth it
         return found | {"text": f"No method meets the rule for {noun} at equal FLOPs." + "".join(
             f" Nearest: {at(row, 'equal_flops')}." for row in nearest)}
     free = next((row for row in met if not row["reused"]), None)
@@ -195,7 +201,7 @@ def dominated(report: Mapping) -> list[Mapping]:
     """
     gained = {score["method"] for score in report["scores"] if score["scored_by"] == "gain"}
     scratch = [row for row in rows_of(report, "scratch") if row["complete"]]
-    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained | {"scratch"}
+    return [row for row in report["rows"] if row["complete"] and row["method"] not in gained and row["script"] != "scratch"
             and row["equal_flops"]["mean"] is None and row["difference"]["half"] is not None
             and any(other["flops"] <= 1.01 * row["flops"] and other["mean"] > row["mean"] + row["difference"]["half"]
                     for other in scratch)]
@@ -235,9 +241,13 @@ def reload_weights(report: Mapping) -> dict | None:
              "budget": met[0]["budget"] if met else None, "candidates": len(rows), "paid": past_paid(report, gained),
              "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
     if not met:
+        nearest = largest(rows, name)[0]
+        charged = nearest.get("gain_past_charged", {"mean": None})
         return found | {"text": "Reloading final weights is not established to pay, at scratch's learning rate: no row meets the "
-                                f"rule. Nearest: {at(largest(rows, name)[0], name)}. "
-                                + (f"This charges the past run in full; without it {found['paid']} over scratch. "
+                                f"rule. Nearest: {at(nearest, name)}"
+                                + ("" if charged["mean"] is None else f", and {words.point_interval(charged)} over scratch at as "
+                                   "many FLOPs as it and its past runs had together") + ". "
+                                + (f"With the past run taken as paid, {found['paid']} over scratch. "
                                    if found["paid"] else "") + limits(report, [row["budget"] for row in rows])}
     text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
     plain = met[0].get("gain_over_warm_start")

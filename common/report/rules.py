@@ -18,7 +18,9 @@ RULES = """\
 budget is a number of epochs, as a share of those of budget 1; every run anneals its schedule to its own budget.
 - **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
 takes budgets as independent, although they share seeds, and as equally noisy, although short ones are less so. A method \
-with one budget has its own seeds alone: two degrees of freedom for three. [unknown] means too few seeds for an interval.
+with one budget has its own seeds alone: two degrees of freedom for three. So all rows of a method have the same ±, and the same \
+runs another one in a study with other budgets. They are over training seeds, on one test set and with these past runs: what \
+other test examples or other past runs would give is not in them. [unknown] means too few seeds for an interval.
 - **Curves** are read between their points by a monotone cubic in log cost (Fritsch and Butland 1984): they are concave, and \
 straight lines would flatter whatever costs lie between scratch's budgets.
 - **Differences** are paired by seed. Scratch at equal cost is read off its mean curve; a seed lies off that curve as far as \
@@ -37,7 +39,8 @@ read where scratch is as good. *Open*: scratch has no budget that gets there.
 - **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
 FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
 evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
-both rows on one device.
+both rows on one device, and where steps of the same arithmetic took the same time, 10 % aside: those of one row, and those of \
+all of scratch's.
 - **Hyperparameters**: all methods have scratch's learning rate and weight decay of their budget; their own are those of \
 their paper or this repository's first choice, and not tuned. {tuned}What loses may win with others.
 - **Incomplete rows** (fewer seeds than planned) are shown, but no curve, speed-up or recommendation uses them.

@@ -63,7 +63,8 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
+    """Rounded, what lies below 0 keeps its sign."""
+    return f"{100 * value if abs(value) > 1e-9 else 0:+.1f}".replace("-", "−")
 
 
 def point_interval(cell: Mapping) -> str:
