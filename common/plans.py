@@ -41,12 +41,13 @@ def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) 
 
 
 def dense_minis(name: str, task: str, rates: tuple[float, ...],
-                settings: dict[float, tuple[float, float]] | None = None) -> dict[str, Study]:
+                settings: dict[float, tuple[float, float]] | None = None, beyond: tuple[Runs, ...] = ()) -> dict[str, Study]:
     """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning.
 
     rates: four learning rates to try; weight decay is tried at the third of them, a cross and not a grid. At budget 2, where a
     run costs most, the three larger ones alone, at one weight decay.
     settings: what the tuning chose, budget -> learning rate, weight decay; of every budget, or of none.
+    beyond: what the tuning tried then, where its choice had lain at an edge.
 
     A fifth is held out, since a tenth would be 30 images. Distillation has temperature 1, as in Liu et al. 2019,
     arXiv:1903.04197, whose term has none.
@@ -57,7 +58,7 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
     cross = [runs for budget in (0.5, 1) for runs in (*tuning(budget, rates, (5e-4,), 0.2),
                                                       *tuning(budget, rates[2:3], (1e-4, 2e-3), 0.2))]
     return {
-        f"{name}-mini-tuning": Study(**shape, tuning=True, runs=(*cross, *tuning(2, rates[1:], (5e-4,), 0.2))),
+        f"{name}-mini-tuning": Study(**shape, tuning=True, runs=(*cross, *tuning(2, rates[1:], (5e-4,), 0.2), *beyond)),
         f"{name}-mini": Study(**shape, **chosen, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 0.75, 1, 2), THREE), Runs("methods/kd", half, THREE, one),
             Runs("methods/ensemble_distill", half, THREE, ("--sample", *one), "sample"),
@@ -170,7 +171,10 @@ def studies() -> dict[str, Study]:
                                                          "methods/shrink_perturb")),
             Runs("methods/ensemble_distill", (0.5,), THREE, **SAMPLE),
             Runs("baselines/warm_start", (0.5,), THREE, **TRUNK))),
-        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8)),
+        # the highest rate was the best at 15 and 30 epochs, and the higher decay beside the rate below it
+        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8), beyond=tuple(
+            runs for budget in (1, 0.5, 2) for runs in (
+                *tuning(budget, (0.8,), (2e-3,), 0.2), *(tuning(budget, (1.6,), (5e-4,), 0.2) if budget < 2 else ())))),
         **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2), DETECTION),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
