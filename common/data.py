@@ -88,7 +88,9 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
     mean, std = channel_moments(images, keep)
 
     def part(index, images, target, augment):
-        return split(images, target, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
+        made = split(images, target, index, mean, std, device, amp_dtype(args.no_amp, device), augment)
+        made.classes = classes
+        return made
 
     final = None
     if args.holdout:                                          # of the whole data set, so that no --subset has seen another's

@@ -74,6 +74,9 @@ class TorchvisionSegmenter(nn.Module):
         output = self.net.classifier(maps if self.takes_all else maps["out"])
         return (output, list(maps.values())) if features else output
 
+    def trunk(self, image: Tensor) -> list[Tensor]:
+        return list(self.net.backbone(image).values())
+
 
 def build_segmenter(name: str, classes: int, generator: torch.Generator, device: torch.device, size: int) -> nn.Module:
     """A channels-last model in train mode whose output has a channel for each class."""

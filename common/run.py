@@ -215,6 +215,6 @@ class Run:
         ranks.end()
         (self.folder / "last.pt").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "examples", ignore_errors=True)
-        scores = ", ".join(f"test {name} {value:.4f}" for name, value in summary["test"].items())
+        scores = ", ".join(f"test {name} {value:.4f}" for name, value in summary["test"].items() if "/" not in name)
         print(f"{self.folder}: {scores}, {counted:.1f} counted seconds, {self.steps} steps, "
               f"{sum(self.clock.flops.values()):.3g} FLOPs")

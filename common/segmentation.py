@@ -1,4 +1,6 @@
 """Segmentation: a class for every pixel. Outputs are logits [B, C, h, w]; the labels' grid [B, H, W] may be finer."""
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,8 +66,11 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate_segmenter(model: nn.Module, split: Split) -> dict[str, float]:
-    """Mean intersection over union of the classes over all pixels of the split that are not void, share of correct pixels,
-    and loss (nats, mean over images), at the size to which images and labels were brought. The model's mode stays."""
+    """Mean intersection over union of the classes over all pixels of the split that are not void, share of correct pixels, loss
+    (nats, mean over images), and each class's intersection over union, at the size to which images and labels were brought.
+
+    The model's mode stays.
+    """
     training = model.training
     model.eval()
     loss, confusion = torch.zeros((), device=split.device), None
@@ -79,6 +84,8 @@ def evaluate_segmenter(model: nn.Module, split: Split) -> dict[str, float]:
         counts = torch.bincount(pairs, minlength=classes ** 2).view(classes, classes)
         confusion = counts if confusion is None else confusion + counts
     model.train(training)
-    return {"test/miou": intersection_over_union(confusion).nanmean().item(),
+    apart = intersection_over_union(confusion)
+    return {"test/miou": apart.nanmean().item(),
             "test/pixel_accuracy": (confusion.diagonal().sum() / confusion.sum().clamp(min=1)).item(),
-            "test/loss": loss.item() / len(split)}
+            "test/loss": loss.item() / len(split)} | {
+            f"test/iou/{split.classes[c]}": one for c, one in enumerate(apart.tolist()) if split.classes and not math.isnan(one)}

@@ -52,6 +52,7 @@ class Split:
         self.index = torch.from_numpy(index.astype(np.int64))                   # [n] on the CPU, where order is made
         self.mean, self.std = mean.to(device), std.to(device)                   # [3] in 0..255
         self.parts: dict[str, Tensor] = {}                                      # name -> [N] bool, which are scored apart
+        self.classes: list[int] | list[str] = []                                # names, where classes are scored apart
         self.device, self.amp = device, amp
 
     def __len__(self) -> int:

@@ -36,6 +36,11 @@ class Teacher(nn.Module):
         output = F.pad(output, (0, 1), value=-math.inf).index_select(1, self.columns)
         return (output, *rest) if rest else output
 
+    def trunk(self, image: Tensor) -> list[Tensor]:
+        """image [B, 3, H, W] -> the features alone: of a model whose decoder costs something, that is not computed."""
+        with autocast(self.amp, self.device):
+            return self.model.trunk(image)
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode."""
         return self

@@ -59,6 +59,10 @@ class Torchvision(nn.Module):
         found = self.extractor[0].train(self.training)(image)
         return found.pop("output"), list(found.values())
 
+    def trunk(self, image: Tensor) -> list[Tensor]:
+        """The feature maps; a classifier's head costs next to nothing."""
+        return self(image, features=True)[1]
+
 
 def small_stem(net: nn.Module) -> None:
     """The first convolution keeps the image's size, and a ResNet's pooling behind it goes: else 32 pixels end as one."""

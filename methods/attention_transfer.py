@@ -1,7 +1,7 @@
 """Attention transfer: look where the past model looks, stage by stage.
 
 Reuses   final weights of --past, its features; any classes, any architecture with the same number of stages
-Pays     one teacher forward pass per step, on the clock
+Pays     one forward pass of the teacher's trunk per step, on the clock
 Source   Zagoruyko and Komodakis 2017, arXiv:1612.03928, activation-based, p = 2; beta of their code
 Differs  mean squared difference times beta, as in their code (on images above 32 x 32 it weighs less); larger maps averaged down;
          maps after batch norm and ReLU, theirs before
@@ -56,7 +56,7 @@ def main(args):
 
     def attend(model, batch):                                 # one loss per example, and its named parts
         with torch.no_grad():
-            _, theirs = teacher(batch.image, features=True)   # [B, c, h, w] of each stage
+            theirs = teacher.trunk(batch.image)               # [B, c, h, w] of each stage
         output, mine = model(batch.image, features=True)      # [B, C], and likewise
         hard = task.loss(output, batch.target)                # [B]
         at = sum(difference(m, t) for m, t in zip(mine, theirs, strict=True))                       # [B]

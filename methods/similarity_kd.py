@@ -2,7 +2,7 @@
 
 Reuses   final weights of --past, its last features (for pixels and boxes the trunk's last, the third of five stages); any
          classes, any architecture
-Pays     one teacher forward pass per step, on the clock, and a B x B matrix of each model
+Pays     one forward pass of the teacher's trunk per step, on the clock, and a B x B matrix of each model
 Source   Tung and Mori 2019, arXiv:1907.09682, equations 2 to 4; gamma 3000 as there
 Differs  only the last stage's features, as in RepDistiller's published numbers; under torchrun, pairs within a rank's part
 Neutral  --gamma 0 is baselines/scratch.py, bit for bit
@@ -51,7 +51,7 @@ def main(args):
 
     def preserve(model, batch):                               # one loss per example, and its named parts
         with torch.no_grad():
-            _, theirs = teacher(batch.image, features=True)   # [B, c, h, w] of each stage
+            theirs = teacher.trunk(batch.image)               # [B, c, h, w] of each stage
         output, mine = model(batch.image, features=True)      # [B, C], and likewise
         hard = task.loss(output, batch.target)                # [B]
         with torch.autocast(batch.image.device.type, enabled=False):            # a difference of two products: float32

@@ -123,7 +123,8 @@ def test_only_loading_and_evaluating_are_untimed(script):
 def test_a_teacher_in_every_step_costs_at_least_what_it_costs_kd(script, more, past, tmp_path):
     argv = ["--epochs", 0.2, "--seed", 1, "--past", past, "--results", tmp_path]
     mine, kds = (rows(run_script(*one))[-1]["flops"] for one in ((script, *argv, *more), ("methods/kd", *argv)))
-    assert mine >= kds
+    head = 2 * 2 * 32 * 64 * 20                               # of two steps' images: who wants features alone does not run it
+    assert mine >= kds - head * (script in ("methods/attention_transfer", "methods/similarity_kd"))
 
 
 def readme() -> dict[str, list[str]]:

@@ -9,11 +9,13 @@ from PIL import Image
 from torch import nn
 
 from common import mapfiles, tasks
+from common.clock import count_flops
 from common.dense import DenseResNet, build_segmenter
 from common.files import Refused
 from common.seeding import generator
 from common.segmentation import evaluate_segmenter, intersection_over_union, pixel_cross_entropy, pixel_distill, pixel_stats
 from common.splits import PAD, VIEWS, VOID, MapSplit
+from common.teachers import Teacher
 
 CPU = torch.device("cpu")
 
@@ -93,6 +95,14 @@ def test_scores_of_perfect_empty_and_wrong_predictions():
     zeros = evaluate_segmenter(Answers(torch.zeros_like(truth), 3), split)
     assert zeros["test/pixel_accuracy"] == pytest.approx(n[0] / sum(n))
     assert zeros["test/miou"] == pytest.approx(n[0] / sum(n) / 3)
+    split.classes = ["sky", "tree", "car"]
+    zeros = evaluate_segmenter(Answers(torch.zeros_like(truth), 3), split)
+    assert {name: value for name, value in zeros.items() if "/iou/" in name} == {
+        "test/iou/sky": pytest.approx(n[0] / sum(n)), "test/iou/tree": 0, "test/iou/car": 0}
+    maps[maps == 1] = 2                                       # a class that is neither there nor predicted has none
+    fewer = split_of(np.zeros((40, 4, 6, 3), np.uint8), maps)
+    fewer.classes = split.classes
+    assert "test/iou/tree" not in evaluate_segmenter(Answers(torch.zeros_like(truth), 3), fewer)
     wrong = evaluate_segmenter(Answers((truth.where(truth != VOID, 0) + 1) % 3, 3), split)
     assert wrong["test/miou"] == 0 and wrong["test/pixel_accuracy"] == 0
 
@@ -191,6 +201,14 @@ def test_the_model_begins_with_a_classifiers_trunk_and_ends_with_its_head(past, 
     torch.rand(1)                                             # initial weights are a function of the generator alone
     again = build_segmenter("resnet8", 6, generator(0, "weights"), CPU, 32)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    model.eval()
+    teacher = Teacher(model, torch.zeros(1, 3, 32, 48), None)
+    with count_flops() as whole:
+        teacher(torch.zeros(2, 3, 32, 48))
+    with count_flops() as part:
+        maps = teacher.trunk(torch.zeros(2, 3, 32, 48))
+    assert [m.shape for m in maps] == [f.shape for f in features]           # the decoder is not paid for
+    assert 0.7 * whole.get_total_flops() < part.get_total_flops() < 0.8 * whole.get_total_flops()
     fine = DenseResNet(8, 7, width=2, stride=4)(torch.zeros(2, 3, 32, 32))
     assert fine.shape == (2, 7, 8, 8)
     run_script("baselines/warm_start", "--task", "shapes-seg", "--part", "trunk", "--past", past, "--model", "resnet8",
@@ -240,5 +258,6 @@ def test_torchvisions_models(name):
     assert output.shape[:2] == (2, 5) and len(features) == model.stages
     head = dict(model.named_modules())[model.head_name]
     assert isinstance(head, nn.Conv2d) and head.out_channels == 5
+    assert all(map(torch.equal, model.trunk(torch.zeros(2, 3, 64, 64)), features))
     with pytest.raises(Refused, match="does not predict pixels"):
         build_segmenter("tv:resnet18", 5, generator(0, "weights"), CPU, 64)

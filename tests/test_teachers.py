@@ -35,6 +35,7 @@ def test_folding_leaves_no_batch_norm_and_the_same_outputs(name):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(folded_features, features, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert all(map(torch.equal, teacher.trunk(x), folded_features))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the model itself was changed"
 
 

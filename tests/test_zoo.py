@@ -49,7 +49,7 @@ def test_torchvision_models(name):
     teacher = Teacher(model, image, None)
     theirs, maps = teacher(image, features=True)
     torch.testing.assert_close(theirs, output, rtol=1e-3, atol=1e-4)
-    assert [m.shape for m in maps] == [f.shape for f in features]
+    assert [m.shape for m in maps] == [f.shape for f in features] and all(map(torch.equal, teacher.trunk(image), maps))
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.modules())
     assert state[model.head_name + ".weight"].shape[0] == 10
 
