@@ -1,4 +1,6 @@
 """What scratch, and what begins with past weights, were tuned with on held-out examples, and what turned out best."""
+from functools import partial
+
 from common.planparts import Runs, Study
 
 # Best of cifar100-mini-tuning.
@@ -61,12 +63,15 @@ def tunings() -> dict[str, Study]:
     # what begins with past weights, with settings of its own; a past run of these kept examples alone
     reloaded = tuple(runs for script in RELOADED for runs in (
         *tuning(0.5, (0.4,), (5e-4, 1e-3, 2e-3, 5e-3), script=script), *tuning(0.5, (0.2, 0.8), (2e-3,), script=script)))
+    usual = partial(tuning, options=("--batch-size", "128"))
     return {
         "cifar100-mini-tuning": Study("cifar100", "resnet8", 8, tuning=True, runs=(
-            *tuning(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *tuning(0.25, (1.6,), (2e-4,)), *tuning(0.25, (0.8,), (5e-5,)),
+            *usual(0.25, (0.1, 0.2, 0.4, 0.8), (2e-4, 1e-3)), *usual(0.25, (1.6,), (2e-4,)), *usual(0.25, (0.8,), (5e-5,)),
             *(runs for budget in (0.5, 1) for runs in (
-                *tuning(budget, (0.4, 0.8, 1.6), (2e-4,)), *tuning(budget, (0.8,), (5e-5, 5e-4)))),
-            *tuning(2, (0.4, 0.8, 1.6), (2e-4,)), *tuning(2, (0.8,), (5e-5, 5e-4)))),
+                *usual(budget, (0.4, 0.8, 1.6), (2e-4,)), *usual(budget, (0.8,), (5e-5, 5e-4)))),
+            *usual(2, (0.4, 0.8, 1.6), (2e-4,)), *usual(2, (0.8,), (5e-5, 5e-4)),
+            # on pixels and boxes, smaller batches were better by far
+            *tuning(0.5, (0.4,), (5e-4,), options=("--batch-size", "64")))),
         "grow-mini-tuning": Study(**GROW_SHAPE, tuning=True, options=("--subset", "share:0.2", *NO_VIEWS), runs=search),
         "grow-mini-augment-tuning": Study(**GROW_SHAPE, tuning=True, runs=augmented, options=(
             "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),

@@ -1,5 +1,6 @@
 """What is committed under results/: reports are of the committed runs, past runs are whole, the README shows the report."""
 import json
+import operator
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from common.report.overview import write_overview
 from common.report.runs import kind
 from common.report.words import point_interval, speed_up
 from common.runfiles import read_weights
+from common.tasks import TASKS
 
 COMMITTED = subprocess.run(["git", "-C", ROOT, "ls-files", "results"], capture_output=True, text=True, check=True).stdout
 STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.endswith("/plan.json")})
@@ -142,8 +144,10 @@ def test_overview_is_of_the_committed_reports(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.removesuffix("-tuning") in set(studies()) - {name}])
 def test_settings_are_those_that_the_tuning_chose(name):
-    rows = json.loads((ROOT / "results" / name / "tuning.json").read_text())["rows"]
-    settings = studies()[name.removesuffix("-tuning")].settings
+    task, options, settings = operator.attrgetter("task", "options", "settings")(studies()[name.removesuffix("-tuning")])
+    size = int(options[options.index("--batch-size") + 1]) if "--batch-size" in options else TASKS[task].defaults["batch_size"]
+    rows = [row for row in json.loads((ROOT / "results" / name / "tuning.json").read_text())["rows"]
+            if row.get("batch_size", size) == size]
     if any(row["accuracy"] is None and not row.get("failed") for row in rows):
         assert not settings                                   # nothing is chosen before all have been tried
         return

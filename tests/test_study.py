@@ -117,10 +117,11 @@ def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_r
     for name, rates, middle in (("segmentation", (0.1, 0.2, 0.4, 0.8), 0.4), ("detection", (0.025, 0.05, 0.1, 0.2), 0.1)):
         made = plan(f"{name}-mini-tuning", studies()[f"{name}-mini-tuning"])
         tried = {(r["budget"], *(float(words[words.index(option) + 1]) for option in ("--lr", "--weight-decay")))
-                 for r in made["runs"] for words in [shlex.split(r["command"])]}
+                 for r in made["runs"][:15] for words in [shlex.split(r["command"])] if "--batch-size 16" in r["command"]}
         cross = {*((lr, 5e-4) for lr in rates), (middle, 1e-4), (middle, 2e-3)}
         assert tried == {(b, *one) for b in (0.5, 1) for one in cross} | {(2, lr, 5e-4) for lr in rates[1:]}
-        assert len(made["runs"]) == 15 and all("--holdout 0.2" in r["command"] for r in made["runs"])
+        assert len({r["folder"] for r in made["runs"]}) == len(made["runs"]) > 15
+        assert all("--holdout 0.2" in r["command"] for r in made["runs"])
         grow = plan(f"{name}-mini-grow", studies()[f"{name}-mini-grow"])
         assert len({r["seed"] % len(grow["past"]) for r in grow["runs"]}) == 3
     chosen = dense_minis("x", "shapes-seg", (0.1, 0.2, 0.4, 0.8), {b: (b / 10, 1e-4) for b in (0.25, 0.5, 0.75, 1, 2)})
@@ -159,6 +160,14 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert "2 of 3 runs, seed 0. a CPU, 1 thread(s), bf16, torch 2.15, commit 1111111111" in text
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
     assert "All methods then use what scratch got" in text
+    assert "Batch size" not in text and "batch_size" not in (tmp_path / "tuning.json").read_text()
+    for one, size in zip(made["runs"], (16, 8, 8), strict=True):
+        one["command"] += f" --batch-size {size}"
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    text = write_report(tmp_path).read_text()
+    assert text.index("| 8 | 0.4 | 0.0002 | 39.70 |") < text.index("| 16 | 0.8 | 0.0002 | **41.40** |")
+    assert "Chosen: batch size 16, learning rate 0.8, weight decay 0.0002 (no lower or higher learning rate" in text
+    assert text.count("no higher batch size was tried beside it") == 1                  # smaller ones were, at another rate
     made["runs"][0]["method"] = "warm_start"
     (tmp_path / "plan.json").write_text(json.dumps(made))
     text = write_report(tmp_path).read_text()

@@ -19,13 +19,17 @@ def write_table(root: Path, plan: dict) -> Path:
         label = f"{run['method']}-{run['tag']}" if run.get("tag") else run["method"]
         rows.append({"method": label, "budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
+                     "batch_size": int(words[words.index("--batch-size") + 1]) if "--batch-size" in words else None,
                      "accuracy": done["test"] if done else None,
                      **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
                      "loss": summary["test"].get("loss") if done else None,
                      "train_accuracy": summary["train"]["correct"] if done else None,
                      "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
                      "device": config["device"] if done else None, "versions": config["versions"] if done else None})
-    rows.sort(key=lambda row: (row["method"], row["budget"], row["lr"], row["weight_decay"]))
+    if len({row["batch_size"] for row in rows}) == 1:         # not among what is chosen
+        for row in rows:
+            del row["batch_size"]
+    rows.sort(key=lambda row: (row["method"], row["budget"], row.get("batch_size") or 0, row["lr"], row["weight_decay"]))
     write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
                                       "score": score, "past_epochs": plan["past_epochs"], "rows": rows})
     write_atomic(root / "TUNING.md", markdown(plan, rows, score))
@@ -39,23 +43,27 @@ def choice(rows: list[dict]) -> str:
         return "nothing yet"
     best = max(tried, key=lambda row: row["accuracy"])
     open_ends = []
-    for name, other, noun in (("lr", "weight_decay", "learning rate"), ("weight_decay", "lr", "weight decay")):
-        beside = [row[name] for row in tried if row[other] == best[other]]
-        ends = [side for side, end in (("lower", min(beside)), ("higher", max(beside))) if best[name] == end]
+    for name, others, noun in (("lr", ("weight_decay", "batch_size"), "learning rate"),
+                               ("weight_decay", ("lr", "batch_size"), "weight decay"), ("batch_size", (), "batch size")):
+        beside = [row[name] for row in tried if name in row and all(row.get(other) == best.get(other) for other in others)]
+        ends = [side for side, end in (("lower", min(beside)), ("higher", max(beside))) if best[name] == end] if beside else []
         open_ends += [f"no {' or '.join(ends)} {noun} was tried beside it"] if ends else []
-    chosen = f"learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}"
+    chosen = (f"batch size {best['batch_size']}, " if "batch_size" in best else "") \
+        + f"learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}"
     return chosen + (f" ({', '.join(open_ends)})" if open_ends else "")
 
 
 def markdown(plan: dict, rows: list[dict], score: str) -> str:
     terms, held = SCORES[score], plan["runs"][0]["command"].partition("--holdout ")[2].split()[0]
     names = sorted({row["method"] for row in rows})
-    alone, tuned = names == ["scratch"], " and ".join(names)
-    then = "All methods then use what scratch got at their budget, but for rows named `tuned`." if alone else (
+    alone, tuned, sizes = names == ["scratch"], " and ".join(names), any("batch_size" in row for row in rows)
+    what = "Batch size, learning rate" if sizes else "Learning rate"
+    then = ("All methods then use what scratch got at their budget, but for rows named `tuned`." + (
+        " A study has one batch size for all budgets, and the settings that are best with it." if sizes else "")) if alone else (
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
-             f"Learning rate and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
+             f"{what} and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
              f"(`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
              + then, ""]
     for name, budget in sorted({(row["method"], row["budget"]) for row in rows}):
@@ -63,16 +71,16 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
         best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
         heading = f"Budget {words.budget(budget)}" if alone else f"{name}, budget {words.budget(budget)}"
         lines += [f"## {heading} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
-                  f"| Learning rate | Weight decay | Held-out {terms.noun} % | Held-out {terms.loss} | "
-                  f"{terms.train.capitalize()} % |",
-                  "|---|---|---|---|---|"]
+                  ("| Batch size " if sizes else "") + f"| Learning rate | Weight decay | Held-out {terms.noun} % | "
+                  f"Held-out {terms.loss} | {terms.train.capitalize()} % |", "|---" * (5 + sizes) + "|"]
         for row in mine:
+            tried = (f"| {row['batch_size']} " if sizes else "") + f"| {row['lr']:g} | {row['weight_decay']:g} |"
             if row["accuracy"] is None:
                 state = "failed" if row.get("failed") else "not finished"
-                lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {state} | | |")
+                lines.append(f"{tried} {state} | | |")
                 continue
             mark = "**" if row["accuracy"] == best else ""
-            lines.append(f"| {row['lr']:g} | {row['weight_decay']:g} | {mark}{100 * row['accuracy']:.2f}{mark} | "
+            lines.append(f"{tried} {mark}{100 * row['accuracy']:.2f}{mark} | "
                          f"{'–' if row['loss'] is None else format(row['loss'], '.3f')} | {100 * row['train_accuracy']:.1f} |")
         lines += ["", f"Chosen: {choice(mine)}.", ""]
     done = [row for row in rows if row["accuracy"] is not None]
