@@ -51,7 +51,10 @@ def test_every_script_trains_or_says_why_not(task, script, pasts, tmp_path):
         return
     folder = run_script(script, *argv)
     summary, config = (json.loads((folder / name).read_text()) for name in ("summary.json", "config.json"))
-    assert list(summary["test"]) == SCORES[task] and config["data"]["score"] == SCORES[task][0]
+    assert [name for name in summary["test"] if "/" not in name] == SCORES[task] and config["data"]["score"] == SCORES[task][0]
+    apart = [value for name, value in summary["test"].items() if name.startswith("iou/")]         # of each class, of pixels alone
+    assert bool(apart) == ("miou" in SCORES[task]) and all(0 <= value <= 1 for value in apart)
+    assert not apart or sum(apart) / len(apart) == pytest.approx(summary["test"]["miou"])
     assert all(0 <= summary["test"][name] <= 1 for name in SCORES[task][:2]) and summary["test"]["loss"] > 0
     assert summary["train"].keys() >= {"loss", "correct", "el2n"} and 0 < summary["steps"] <= 10
 
