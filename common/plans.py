@@ -56,8 +56,7 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
     beyond: what the tuning tried then, where its choice had lain at an edge or left a batch size untried.
     batch: --batch-size of the other two studies, past runs included, if not the task's.
 
-    Distillation has temperature 1, as in Liu et al. 2019,
-    arXiv:1903.04197, whose term has none.
+    Distillation has temperature 1, as in Liu et al. 2019, arXiv:1903.04197, whose term has none.
     """
     shape = {"task": task, "model": "resnet8", "past_epochs": 30}
     chosen = {"settings": settings or {}}

@@ -60,7 +60,7 @@ class Torchvision(nn.Module):
         return found.pop("output"), list(found.values())
 
     def trunk(self, image: Tensor) -> list[Tensor]:
-        """The feature maps; a classifier's head costs next to nothing."""
+        """The feature maps. What comes after them is computed, too: little, but for heads as large as VGG's."""
         return self(image, features=True)[1]
 
 

@@ -1,6 +1,5 @@
 """What is committed under results/: reports are of the committed runs, past runs are whole, the README shows the report."""
 import json
-import operator
 import re
 import shutil
 import subprocess
@@ -144,8 +143,9 @@ def test_overview_is_of_the_committed_reports(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.removesuffix("-tuning") in set(studies()) - {name}])
 def test_settings_are_those_that_the_tuning_chose(name):
-    task, options, settings = operator.attrgetter("task", "options", "settings")(studies()[name.removesuffix("-tuning")])
-    size = int(options[options.index("--batch-size") + 1]) if "--batch-size" in options else TASKS[task].defaults["batch_size"]
+    chooser = studies()[name.removesuffix("-tuning")]
+    settings, options, usual = chooser.settings, chooser.options, TASKS[chooser.task].defaults["batch_size"]
+    size = int(options[options.index("--batch-size") + 1]) if "--batch-size" in options else usual
     rows = [row for row in json.loads((ROOT / "results" / name / "tuning.json").read_text())["rows"]
             if row.get("batch_size", size) == size]
     if any(row["accuracy"] is None and not row.get("failed") for row in rows):

@@ -87,10 +87,11 @@ def at_equal_cost(scratch: Sequence[dict], clock: str, cost: str = "") -> Callab
     def reference(row):
         if not points:
             return "no complete scratch"
-        if row[cost or clock] is None:
+        own = row[cost or clock]
+        if own is None:
             return "unknown cost"
-        found = scores.equal_cost(row[cost or clock], points)
-        side = "below" if row[cost or clock] < min(price for price, _ in points) else "beyond"
+        found = scores.equal_cost(own, points)
+        side = "below" if own < min(price for price, _ in points) else "beyond"
         return f"{side} scratch's budgets" if found is None else found
 
     return reference
