@@ -129,7 +129,7 @@ def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str]
         "longer side kept; where pixels or boxes are predicted, height x width as in 128x160, the whole image "
         f"({inherited}{per_task['image_size']})")
     add("--subset", default="all", metavar="TEXT", help="part of the training set, of each class alike: all, half, share:0.2, "
-        "not:3/5, classes:80, members:3/5")
+        "first:0.5 (in the data set's order), not:3/5, classes:80, members:3/5")
     add("--parts", default="", metavar="TEXT", help="score apart what --subset TEXT would keep, as old, and the rest, as new: "
         "the test examples of its classes, or, where it keeps all classes, the training examples")
     add("--holdout", type=float, default=0.0, metavar="SHARE", help="share of the training examples (0..1) to leave out "
@@ -217,9 +217,9 @@ def refuse_classes(args: argparse.Namespace) -> None:
         Refused: naming the argument.
     """
     for name, text in (("subset", args.subset), ("parts", args.parts)):
-        if text.partition(":")[0] not in ("", "all", "half", "share", "not"):
+        if text.partition(":")[0] not in ("", "all", "half", "share", "first", "not"):
             raise Refused(f"--{name} {text} goes by the class of an image, and --task {args.task} predicts "
-                          f"{TASKS[args.task].predicts}: choose half, share:0.2 or not:3/5.")
+                          f"{TASKS[args.task].predicts}: choose half, share:0.2, first:0.5 or not:3/5.")
     if args.labels != "fine":
         raise Refused(f"--labels {args.labels} are superclasses of images: leave it out with --task {args.task}.")
     if TASKS[args.task].predicts == "boxes" and any(side % STRIDE for side in sides(args.image_size)):

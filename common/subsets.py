@@ -4,12 +4,12 @@ import numpy as np
 from common.files import Refused
 
 
-def rank_in_class(fine: np.ndarray, keep: np.ndarray, shuffle: int = 20120) -> np.ndarray:
+def rank_in_class(fine: np.ndarray, keep: np.ndarray, shuffle: int | None = 20120) -> np.ndarray:
     """[n] in [0, 1): the place of each kept example within its class, in an order that depends on the data alone.
 
-    Orders of another `shuffle` have nothing to do with each other.
+    Orders of another `shuffle` have nothing to do with each other; None is the data set's own.
     """
-    order = np.random.default_rng(shuffle).permutation(len(fine))
+    order = np.arange(len(fine)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(fine))
     key = np.empty(len(fine))
     key[order] = np.arange(len(fine))
     rank = np.empty(len(keep))
@@ -22,9 +22,11 @@ def rank_in_class(fine: np.ndarray, keep: np.ndarray, shuffle: int = 20120) -> n
 def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray, argument: str = "--subset"):
     """--subset -> (indices kept of train [n], of test [m], "coarse" where the labels must be the superclasses).
 
-    A function of the text and the data set alone. `half` = `share:0.5`: the same share of every class; `not:3/5` all
-    but the third fifth of every class; `classes:80` that many classes, test set too; `members:3/5` that many fine
-    classes of each superclass, labelled by superclass. Shares are nested: share:0.1 is a part of share:0.2.
+    A function of the text and the data set alone. `half` = `share:0.5`: the same share of every class; `first:0.5` the
+    first half of every class in the data set's order, for what is in time's order, such as frames of films, where `half`
+    would show the past run a neighbour of every new example; `not:3/5` all but the third fifth of every class;
+    `classes:80` that many classes, test set too; `members:3/5` that many fine classes of each superclass, labelled by
+    superclass. Shares are nested: share:0.1 is a part of share:0.2.
 
     Raises
         Refused: a text of another form, or one that keeps nothing.
@@ -40,6 +42,8 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
             share = 0.5 if text == "half" else float(value)
             if 0 < share <= 1:
                 return everything[rank < share], whole_test, ""
+        if kind == "first" and 0 < float(value) <= 1:
+            return everything[rank_in_class(fine, everything, shuffle=None) < float(value)], whole_test, ""
         if kind == "not":
             k, n = map(int, value.split("/"))
             if 1 <= k <= n and n > 1:
@@ -55,8 +59,8 @@ def subset(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarra
                 return np.flatnonzero(np.isin(fine, [f for m in members for f in m[:k]])), whole_test, "coarse"
     except ValueError:
         pass
-    raise Refused(f"{argument} {text!r} is none of: all, half, share:0.2, not:3/5, classes:80, members:3/5 "
-                  "(with numbers that fit the data set).")
+    raise Refused(f"{argument} {text!r} is none of: all, half, share:0.2, first:0.5, not:3/5, classes:80, "
+                  "members:3/5 (with numbers that fit the data set).")
 
 
 def parts(text: str, fine: np.ndarray, coarse: np.ndarray, test_fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

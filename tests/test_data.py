@@ -134,12 +134,16 @@ def test_subsets():
                                                                           [np.flatnonzero(FINE == f)[0]
                                                                            for f in np.unique(FINE[train])]]) == 3).all()
     assert np.array_equal(kept("half")[0], kept("share:0.5")[0])
+    assert np.array_equal(kept("first:0.3")[0], np.flatnonzero(np.arange(200) % 10 < 3))      # the first 3 of each class
+    frames = np.zeros(367, int)                                                               # no classes: a film's beginning
+    assert np.array_equal(subset("first:0.5", frames, frames, frames)[0], np.arange(184))
+    assert parts("first:0.5", frames, frames, frames[:9])[0].tolist() == [True] * 184 + [False] * 183
 
 
 @pytest.mark.parametrize("text", ["", "third", "share:0", "share:2", "share:x", "not:6/5", "not:3", "classes:1", "classes:99",
-                                  "members:3/4", "all:2", "half:9"])
+                                  "members:3/4", "all:2", "half:9", "first", "first:0", "first:2"])
 def test_impossible_subsets_are_refused(text):
-    with pytest.raises(Refused, match=f"--subset {text!r} is none of: all, half, share:0.2"):
+    with pytest.raises(Refused, match=f"--subset {text!r} is none of: all, half, share:0.2, first:0.5"):
         kept(text)
     with pytest.raises(Refused, match=f"--parts {text!r} is none of"):
         parts(text, FINE, COARSE, TEST_FINE)
