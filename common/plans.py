@@ -193,7 +193,9 @@ def studies() -> dict[str, Study]:
             *batches_of(2, 0.5, (0.05,), (2e-3,)), *batches_of(4, 1, (0.05, 0.1), (2e-3,)),
             # 4 it is: the weight decay that most budgets chose with 16, the next learning rate, and the longest
             *batches_of(4, 0.5, (0.1,)), *batches_of(4, 0.5, (0.2,), (2e-3,)), *batches_of(4, 1, (0.1,)),
-            *batches_of(4, 2, (0.1,), (5e-4, 2e-3)))),
+            *batches_of(4, 2, (0.1,), (5e-4, 2e-3)),
+            # at 15 epochs the highest rate was the best
+            *batches_of(4, 0.5, (0.4,), (2e-3,)), *batches_of(4, 1, (0.2,), (2e-3,)))),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", half, THREE),
