@@ -172,9 +172,9 @@ TASKS = {
     "caltech101": image_files(read_caltech101),
     "folder": image_files(read_folder, anybodys=True),
     "shapes-seg": segmentation(read_shapes_seg, epochs=3.0, batch_size=32, image_size=32),
-    "camvid": segmentation(read_camvid, image_size="128x160"),
+    "camvid": segmentation(read_camvid, batch_size=2, image_size="128x160"),
     "voc-seg": segmentation(read_voc_seg, image_size=128),
     "shapes-det": detection(read_shapes_det, 1.0, epochs=3.0, batch_size=32, image_size=32),
-    "bccd": detection(read_bccd, 13.5, image_size="128x160"),
+    "bccd": detection(read_bccd, 13.5, batch_size=4, lr=0.1, weight_decay=2e-3, image_size="128x160"),
     "voc-det": detection(read_voc_det, 2.5, image_size=128),
 }
