@@ -3,7 +3,8 @@
 Reuses   nothing
 Pays     one pass over the weights at each snapshot
 Source   Kaddour 2022, arXiv:2209.14981
-Differs  snapshots are a share of the training apart, not epochs; steps after the last one are in none
+Differs  snapshots are a share of the training apart, not epochs; steps after the last one are in none; batch norm's
+         statistics are averaged, too, where their code measures them anew
 Neutral  --snapshots 1 --apart 0 is baselines/scratch.py, bit for bit
 
     python baselines/lawa.py

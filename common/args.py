@@ -2,6 +2,7 @@
 import argparse
 import math
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -161,9 +162,11 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """
     args.past_folders = find_runs(args.past)
     if args.needs_past and not args.past_folders:
-        task = getattr(args, "task", "shapes")
+        task, where = getattr(args, "task", "shapes"), shlex.quote(args.data_dir)
+        more = f" --data-dir {where}" if args.data_dir != args.own_defaults["data_dir"] else ""
         raise Refused(f"{args.method} reuses past runs, and --past names none. This makes one:\n    python baselines/scratch.py "
-                      f"--task {task} --seed 100 --results results/by-hand/past\nThen add: --past results/by-hand/past")
+                      f"--task {task}{more} --seed 100 --results results/by-hand/past\n"
+                      "Then add: --past results/by-hand/past")
     first = read_config(args.past_folders[0]) if args.past_folders else {}
     theirs = first["args"] | {"labels": labels_of(first)} if first else {}
     inherited = {}
@@ -177,6 +180,9 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.task in TASKS and TASKS[args.task].anybodys and theirs.get("task") == args.task \
             and args.data_dir == args.own_defaults["data_dir"]:
         args.data_dir = inherited["data_dir"] = theirs.get("data_dir", args.data_dir)
+    if args.task in TASKS and TASKS[args.task].anybodys and args.data_dir == args.own_defaults["data_dir"]:
+        raise Refused(f"--task {args.task} is for images of your own: name the folder that holds them with --data-dir "
+                      f"({args.data_dir}/ holds the other tasks' data).")
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
     if (kind := TASKS[args.task].predicts) not in args.predicts:

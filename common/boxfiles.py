@@ -38,6 +38,8 @@ def objects(path: Path, classes: Sequence[str]) -> np.ndarray:
         if not np.isfinite(sides).all():
             raise ValueError(f"a box of class {name!r} has sides {texts}, expected four numbers")
         x0, y0, x1, y1 = sides
+        if x0 > x1 or y0 > y1:
+            raise ValueError(f"a box of class {name!r} has xmin above xmax or ymin above ymax: {texts}")
         rows.append((classes.index(name), x0 - 1, y0 - 1, x1, y1, float(found.findtext("difficult") or 0) != 0))
     return np.array(rows, np.float64).reshape(-1, 6)
 

@@ -160,14 +160,23 @@ def splits(root: Path, cache: Path, names: list[str], found: list[tuple[list[Pat
     """Train and test of their files and classes, and the names of the classes; what one split lacks is said.
 
     Only classes that have training images count, and test images of others are left out.
+
+    Raises
+        Refused: fewer than two classes to train on, or no image to test with.
     """
-    (images, target), (test_images, test_target) = (decode_split(root, cache, files, label, size) for files, label in found)
+    (files, label), (test_files, test_label) = found
+    images, target = decode_split(root, cache, files, label, size)
     kept = np.unique(target)
-    lacking = sorted({names[c] for c in np.setdiff1d(test_target, kept)})
-    if lacking:
+    if len(kept) < 2:
+        raise Refused(f"{root} has training images of one class alone ({names[kept[0]]}): add images of another.")
+    known = np.isin(test_label, kept)
+    if not known.all():
+        lacking = sorted({names[c] for c in test_label[~known]})
         print(f"warning: {len(lacking)} classes have no training image, their test images are left out: {', '.join(lacking)}.")
-        known = np.isin(test_target, kept)
-        test_images, test_target = test_images[known], test_target[known]
+    if len(known) and not known.any():
+        raise Refused(f"{root} has no test image of any class that it has training images of "
+                      f"({', '.join(names[c] for c in kept[:5])}): use the same class folders in both.")
+    test_images, test_target = decode_split(root, cache, pick(test_files, known), test_label[known], size)
     unseen = sorted(names[c] for c in np.setdiff1d(kept, test_target))
     if unseen:
         print(f"warning: {len(unseen)} classes have no test image: {', '.join(unseen)}.")

@@ -71,13 +71,13 @@ def write_weights(path: Path, model: nn.Module, slim: bool) -> None:
     write_torch(path, weights)
 
 
-def summary(run, model: nn.Module, counted: float) -> dict:
-    """summary.json of a finished `common.run.Run`."""
+def summary(run, model: nn.Module, counted: float, preparation: float) -> dict:
+    """summary.json of a finished `common.run.Run`; counted seconds, and of these preparation, of the slowest rank."""
     last = {kind: {k.partition("/")[2]: v for k, v in run.rows[-1].items() if k.startswith(kind + "/")}
             for kind in ("test", "train")}
     return {**{name: getattr(run.args, name) for name in ("method", "tag", "task", "model", "epochs", "seed")},
             "steps": run.steps, "examples": run.examples, **last,
-            "seconds": {"counted": counted, "preparation": sum(run.clock.preparation_seconds.values()),
+            "seconds": {"counted": counted, "preparation": preparation,
                         "untimed": run.clock.untimed_seconds},
             "flops": run.clock.flops, "past": [past.name for past in run.past_runs if past.reused],
             "reused": sorted(set().union(*(past.reused for past in run.past_runs))),

@@ -74,7 +74,9 @@ def decoded(files: Sequence[Path], size: int, root: Path, cache: Path) -> tuple[
     with lock(folder / f"{key}.lock", wait=True):             # one process makes it, the others wait
         if not (path.exists() and said.exists()):
             write(path, said, files, names, size)
-    bad = read_json(said)["unreadable"]
+    bad = read_json(said).get("unreadable")
+    if bad is None:
+        raise Refused(f"{said} is damaged: delete it and {path.name}, and both are made again.")
     if bad:
         shown = "\n".join(f"    {name}: {why}" for name, why in list(bad.items())[:NAMED])
         print(f"warning: {len(bad)} of {len(files)} images cannot be read and are left out:\n{shown}"

@@ -201,6 +201,7 @@ class Run:
             last = folder.last_look(model, TASKS[self.args.task], self.data) if self.writes else {}
         with self.untimed("checkpoint"):
             counted = ranks.largest(self.clock.counted())
+            preparation = ranks.largest(sum(self.clock.preparation_seconds.values()))
             if not self.writes:
                 self._close()
                 return ranks.end()
@@ -209,7 +210,7 @@ class Run:
             if picture := TASKS[self.args.task].picture:
                 write_picture(self.folder / "pictures.png", picture(model, self.data.test))
                 self.board.picture(self.folder / "pictures.png", self.rows[-1])
-            summary = folder.summary(self, model, counted) | last
+            summary = folder.summary(self, model, counted, preparation) | last
             write_json(self.folder / "summary.json", summary)
         self._close()
         ranks.end()

@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.")
     parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
-                        "between stages that wait for each other, and stop")
+                        "between stages that wait for each other, and stop; with --compile or --graph as you give them")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
                         "(default: one per core, 4 for each GPU)")
     how = parser.add_mutually_exclusive_group()
@@ -165,9 +165,13 @@ def main(argv: list[str] | None = None) -> None:
     os.chdir(ROOT)                                            # commands and folders in a plan are relative to it
     chosen = plan(args.study, plans[args.study])
     everything = chosen["past"] + chosen["runs"]
+    loop = "compiled" if args.compile else "graph" if args.graph else "eager"
     if args.list:
+        if args.fastest:
+            raise Refused("--list prints commands and measures nothing: give it --compile, --graph or neither.")
+        flags = FLAGS[loop]
         for number, stage in groupby(everything, key=lambda run: run.get("stage", 1)):      # past runs have none, and come first
-            print(*([""] if number > 1 else []), *dict.fromkeys(run["command"] for run in stage), sep="\n")
+            print(*([""] if number > 1 else []), *dict.fromkeys(" ".join([run["command"], *flags]) for run in stage), sep="\n")
         return
     root = Path("results") / args.study
     held = lock(root / ".lock", wait=False)
@@ -177,7 +181,6 @@ def main(argv: list[str] | None = None) -> None:
         write_json(root / "plan.json", chosen)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")         # runs are enough processes
         jobs = args.jobs or 4 * torch.cuda.device_count() or cores()
-        loop = "compiled" if args.compile else "graph" if args.graph else "eager"
         if args.fastest:
             loop = fastest(everything[0]["command"], max(1, cores() // jobs))
             print(f"the fastest loop here: {loop}")

@@ -3,8 +3,9 @@
 Reuses   checkpoints and final weights of one of --past
 Pays     one teacher forward pass per checkpoint and step, on the clock; one in all with --sample
 Source   Wang et al. 2022, arXiv:2210.06458 (intermediate checkpoints teach well); Huang et al. 2017, arXiv:1704.00109
-Differs  mean of probabilities, no choice of checkpoints by mutual information; the past run's schedule falls once to zero,
-         neither in cycles nor in steps, so that checkpoints on the way are far less accurate than its end
+Differs  mean of probabilities, alpha and temperature as in kd, no choice of checkpoints by mutual
+         information; the past run's schedule falls once to zero, neither in cycles nor in steps, so that checkpoints on the
+         way are far less accurate than its end
 Neutral  --alpha 0 is baselines/scratch.py, bit for bit
 
     python methods/checkpoint_ensemble.py --past results/cifar100-mini/past

@@ -3,8 +3,8 @@
 Reuses   final weights of --past, and which examples it has seen
 Pays     preparation: one pass over the training set, forward and backward
 Source   Shin et al. 2024, arXiv:2410.23495, algorithm 1; alpha and threshold of their code
-Differs  middle views; chunks in a seeded order, what the past run has not seen last, and through batch norm by --batch-size; of a
-         1x1 kernel the sign alone decides
+Differs  middle views; chunks in a seeded order, what the past run has not seen last, and through batch norm by --batch-size,
+         with the batch's statistics where their code has the running ones; of a 1x1 kernel the sign alone decides
 Neutral  --threshold 1 is baselines/warm_start.py, bit for bit
 
     python methods/dash.py --past results/cifar100-mini/past

@@ -3,7 +3,8 @@
 Reuses   what all --past recorded about each example: el2n, correct of every epoch, or loss
 Pays     nothing; an epoch is shorter
 Source   Paul et al. 2021, arXiv:2107.07075 (EL2N); Toneva et al. 2019, arXiv:1812.05159 (forgetting events)
-Differs  EL2N is averaged over all epochs of complete runs under augmentation, not measured once early in many short runs
+Differs  EL2N is averaged over all epochs of complete runs under augmentation, not measured once early in many short runs;
+         what no past run has seen is kept before all else
 Neutral  --prune 0 is baselines/scratch.py, bit for bit
 
     python methods/data_prune.py --past results/cifar100-mini/past

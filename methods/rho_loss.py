@@ -3,8 +3,9 @@
 Reuses   final weights of --past, each on the examples it has not seen: runs made with --subset not:1/5, not:2/5, ...
 Pays     preparation: those runs, which nothing else needs, and one scoring pass; a forward pass over each large batch
 Source   Mindermann et al. 2022, arXiv:2206.07137, algorithm 1
-Differs  a past model of the same size, its last weights, by cross-fitting, on the middle view; half of a batch is kept, not a
-         tenth (selection is in train mode, as in their code, so that it updates batch norm's statistics too)
+Differs  a past model of the same size, its last weights, by cross-fitting, on the middle view; half of --batch-size is kept
+         and trained on, at scratch's learning rate; theirs keeps a tenth of ten batches (selection is in train mode, as in
+         their code, so that it updates batch norm's statistics too)
 Neutral  --keep 1 is baselines/scratch.py, bit for bit
 
     python methods/rho_loss.py --past results/cifar100-mini/folds
@@ -61,6 +62,9 @@ def main(args):
     model = task.build(args, data)
     past = run.past(data)
     for fold in past:                                         # made for this method alone, so it pays for them
+        if fold.summary["past"]:
+            raise Refused(f"{fold.name} has itself reused {', '.join(fold.summary['past'])}, so that it may know what it left "
+                          "out: use runs of baselines/scratch.py.")
         if fold.config["device"]["name"] != run.config["device"]["name"]:
             print(f"warning: {fold.name} was made on a {fold.config['device']['name']}, and its seconds are charged here.",
                   file=sys.stderr)

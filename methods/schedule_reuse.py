@@ -33,7 +33,13 @@ def parser():
 
 
 def best(folders):
-    """The folder of the past run with the lowest last loss: held-out where it has a holdout, else on its training data."""
+    """The folder of the past run with the lowest last loss: held-out where it has a holdout, else on its training data.
+
+    Raises
+        Refused: runs of several tasks, whose losses say nothing of each other.
+    """
+    if len({read_config(folder)["args"]["task"] for folder in folders}) > 1:
+        raise Refused("--past names runs of several tasks, whose losses do not compare: name those of one.")
     whole = [folder for folder in folders if (folder / "summary.json").exists()] or folders     # a search may have failed trials
     held = read_config(whole[0])["args"]["holdout"] > 0       # not by test accuracy: that would be peeking
     return min(whole, key=lambda folder: trained(read_rows(folder))[-1]["test/loss" if held else "train/loss"])
@@ -76,7 +82,7 @@ def main(args):
         data = task.load(args, run.device)
     model = task.build(args, data)
     past = next(past for past in run.past(data) if past.folder == folder)
-    begin = beginning(math.log(len(data.classes)), trained(past.curve()), args.fall)        # from the nats of a guess
+    begin = beginning(math.log(len(past.classes)), trained(past.curve()), args.fall)        # from the nats of a guess
     if run.writes:
         print(f"the schedule begins at {begin:.1%}, by the curve of {past.name}")
 

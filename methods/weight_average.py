@@ -3,7 +3,8 @@
 Reuses   final weights of all --past
 Pays     preparation: matching, and batch norm's statistics measured anew on --refresh batches
 Source   Ainsworth et al. 2023, arXiv:2209.04836, algorithm 1 (weight matching); statistics: Jordan et al. 2023, arXiv:2211.08403
-Differs  each past run is matched to the first one, not all to each other; statistics are re-estimated, not repaired
+Differs  each past run is matched to the first one, not all to each other; statistics are re-estimated on middle
+         views, not repaired
 Neutral  none: of one past run alone it is baselines/warm_start.py with other batch norm statistics
 
     python methods/weight_average.py --past results/cifar100-mini/past --match
@@ -57,14 +58,14 @@ def neurons(model):
     return groups | {"before head": stream | {"head.weight": 1}}
 
 
-def match(target, other, groups, seed, most=100):
+def match(call, target, other, groups, seed, most=100):
     """`other` with its neurons permuted, group after group, to the largest inner product with `target`, until nothing moves."""
     other = dict(other)
     for turn in range(most):
         moved = False
         for group in torch.randperm(len(groups), generator=generator(seed, "match", turn)).tolist():
             axes = list(groups.values())[group]
-            gain = sum(rows(target[name], axis) @ rows(other[name], axis).T         # [n, n]
+            gain = sum(call(torch.matmul, rows(target[name], axis), rows(other[name], axis).T)       # [n, n]
                        for name, axis in axes.items() if "running" not in name)
             found = linear_sum_assignment(gain.cpu().numpy(), maximize=True)[1]
             order = torch.from_numpy(found).to(gain.device)   # [n] neuron of other
@@ -105,7 +106,7 @@ def main(args):
     with run.prepare("average") as call:
         if args.match:
             groups = neurons(model)
-            weights = [weights[0], *(match(weights[0], other, groups, args.seed) for other in weights[1:])]
+            weights = [weights[0], *(match(call, weights[0], other, groups, args.seed) for other in weights[1:])]
         model.load_state_dict({name: torch.stack([w[name].double() for w in weights]).mean(0) for name in weights[0]})
         order = data.train.index[torch.randperm(len(data.train), generator=generator(args.seed, "refresh"))]
         batches = all_batches(data.train, args.batch_size, order=order[: args.refresh * args.batch_size])

@@ -479,6 +479,7 @@ BAD = {"an unknown class": (xml(("cow", 1, 1, 9, 9)), r"bad.xml: ValueError: it 
        "no name": ("<a><object><bndbox/></object></a>", r"bad.xml: ValueError: it holds class ''"),
        "no number": (xml(("cat", 1, "x", 9, 9)), r"bad.xml: ValueError: .*'x'"),
        "no end": (xml(("cat", 1, 1, 9, 9)).replace("<ymax>9</ymax>", ""), r"bad.xml: ValueError: .*None\], expected four"),
+       "sides in the wrong order": (xml(("cat", 9, 1, 1, 9)), r"bad.xml: ValueError: .*xmin above xmax"),
        "no finite number": (xml(("cat", 1, "nan", 9, 9)), r"bad.xml: ValueError: .*expected four"),
        "damage": (xml()[:40], r"bad.xml: ParseError"), "nothing": (None, r"bad.xml: FileNotFoundError")}
 

@@ -113,7 +113,19 @@ def test_odd_files_are_converted_and_bad_ones_named(tmp_path, capsys):
     assert np.array_equal(again[1], target) and "broken.jpg" in capsys.readouterr().out
 
 
+def test_a_class_that_only_the_test_set_has_leaves_it_on_disk(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/c"):
+        picture(tmp_path / name / "0.png", (9, 9, 9))
+    (images, *_), (test_images, test_target, _), names = datasets.read_folder(str(tmp_path), 16)
+    assert names == ["a", "b"] and test_target.tolist() == [0]
+    assert isinstance(images, np.memmap) and isinstance(test_images, np.memmap)
+
+
 @pytest.mark.parametrize("make, match", [
+    (lambda root: [picture(root / name / "1.png", (1, 2, 3)) for name in ("train/a", "train/b", "test/c", "test/d")],
+     "no test image of any class that it has training images of \\(a, b\\)"),
+    (lambda root: [picture(root / name / "1.png", (1, 2, 3)) for name in ("train/a", "test/a", "test/b")],
+     "training images of one class alone \\(a\\)"),
     (lambda root: None, "is no folder"), (lambda root: (root / "a").mkdir(parents=True), "holds 1 class folders, expected two"),
     (lambda root: [(root / name).mkdir(parents=True) for name in "ab"], "holds no image: its class folders \\(a, b\\)"),
     (lambda root: [(root / name).mkdir(parents=True) or (root / name / "x.jpg").write_bytes(b"") for name in "ab"],
@@ -164,6 +176,20 @@ def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
         assert not splits.fits(images, torch.device("cuda")) and splits.fits(images, CPU) == (small == "cuda")
     index, view = torch.tensor([3, 0, 11, 3]), torch.tensor([0, 80, 161, 40])
     assert torch.equal(whole.train.images(index, view), mapped.train.images(index, view))
+
+
+def test_a_damaged_list_of_a_cache_is_named(tree):
+    datasets.read_folder(str(tree), 16)
+    for path in (tree.parent / ".decoded").glob("*.json"):
+        path.write_text("{}")
+    datasets.read_folder.cache_clear()
+    with pytest.raises(Refused, match="is damaged: delete it and .*npy, and both are made again"):
+        datasets.read_folder(str(tree), 16)
+
+
+def test_images_of_ones_own_need_a_folder():
+    with pytest.raises(Refused, match="is for images of your own: name the folder that holds them with --data-dir"):
+        parse("baselines/scratch", "--task", "folder")
 
 
 def test_runs_on_folders_and_a_trunk_from_elsewhere(tree, past, tmp_path, capsys):

@@ -42,6 +42,9 @@ from methods import (
     weight_average,
 )
 
+# Multiply-adds of ResNet-8 for one image, by hand: stem, three stages, head of 20 classes.
+RESNET8 = 32 * 32 * 16 * 27 + 2 * 32 * 32 * 16 * 144 + 16 * 16 * 32 * (144 + 288 + 16) + 8 * 8 * 64 * (288 + 576 + 32) + 64 * 20
+
 
 def args(**values) -> argparse.Namespace:
     return argparse.Namespace(**values)
@@ -165,6 +168,7 @@ def test_a_cache_is_charged_in_full_to_whoever_reads_it(past, tmp_path):
     assert sorted((tmp_path / "cache").glob("*.npy")) == files and len(files) == 1 and files[0].stat().st_mtime_ns == made
     forward = rows(run_script("methods/kd", "--epochs", 1, *argv[:-2]))[-1]["flops"] - rows(
         run_script("baselines/scratch", "--epochs", 1, "--seed", 1, "--results", tmp_path))[-1]["flops"]
+    assert forward == 2 * 320 * RESNET8                       # a teacher's pass
     for folder in (first, second):
         # two views of 320 images, and two images that say how large an output is; kd looks at 320 in an epoch
         assert rows(folder)[0]["flops"] == 2 * forward + 2 * forward // 320
@@ -254,7 +258,9 @@ def test_matching_undoes_a_permutation():
         permuted |= {name: permuted[name].index_select(axis, order) for name, axis in axes.items()}
     model.load_state_dict(permuted)
     torch.testing.assert_close(model(image), expected)        # the groups name all axes that belong together
-    found = weight_average.match(original, permuted, groups, seed=0)
+    asked = []                                                # what costs FLOPs goes through the clock's call
+    found = weight_average.match(lambda f, *given: asked.append(f) or f(*given), original, permuted, groups, seed=0)
+    assert set(asked) == {torch.matmul} and len(asked) >= 12
     assert all(torch.equal(found[name], original[name]) for name in original)
     with pytest.raises(Refused, match="leave --match out"):
         weight_average.neurons(nn.Linear(1, 1))
@@ -355,10 +361,14 @@ def test_rho_loss_charges_for_its_past_runs_and_needs_unseen_examples(past, fold
     assert summary["seconds"]["preparation"] > sum(one["seconds"]["counted"] for one in past_ones)
     epoch = rows(scratch)[1]["flops"]
     scoring = rows(folder)[0]["flops"] - theirs               # a forward pass over 320 examples
-    assert 0 < scoring < 0.4 * epoch
+    by_hand = 2 * 320 * RESNET8                                # each example under the one that has not seen it
+    assert scoring == by_hand < 0.4 * epoch
     assert rows(folder)[1]["flops"] - rows(folder)[0]["flops"] == pytest.approx(scoring + epoch / 2, rel=1e-6)
     with pytest.raises(Refused, match="not:1/5"):
         run_script("methods/rho_loss", "--epochs", 1, "--past", past, "--results", tmp_path / "other")
+    started = run_script("baselines/warm_start", "--epochs", 1, "--past", past, "--subset", "not:1/2", "--results", tmp_path)
+    with pytest.raises(Refused, match="has itself reused"):
+        run_script("methods/rho_loss", "--epochs", 1, "--past", started, "--results", tmp_path / "other")
 
 
 def test_dkd_asks_its_teacher_until_it_is_told_to_stop(past, tmp_path):
@@ -422,6 +432,12 @@ def test_schedule_takes_the_best_past_runs_settings_unless_told(tmp_path):
     folders = [run_script("methods/schedule_reuse", *argv), run_script("methods/schedule_reuse", *argv, "--lr", 0.05)]
     assert [json.loads((f / "config.json").read_text())["args"]["lr"] for f in folders] == [0.001, 0.05]
     assert json.loads((folders[0] / "summary.json").read_text())["reused"] == ["curve"]
+
+
+def test_schedule_compares_runs_of_one_task(past, tmp_path):
+    pixels = run_script("baselines/scratch", "--task", "shapes-seg", "--epochs", 1, "--results", tmp_path / "pixels")
+    with pytest.raises(Refused, match="runs of several tasks"):
+        run_script("methods/schedule_reuse", "--task", "shapes", "--epochs", 1, "--past", past, pixels, "--results", tmp_path)
 
 
 def test_schedule_passes_over_a_failed_trial(tmp_path):

@@ -45,6 +45,8 @@ def refused(match, call, *args, **options):
 
 def test_no_past_prints_the_command_that_makes_one(tmp_path):
     refused(r"python baselines/scratch.py --task shapes --seed 100 --results \S+\nThen add: --past", parse, "methods/kd")
+    own = ["--task", "folder", "--data-dir", "/my images"]
+    refused(r"--task folder --data-dir '/my images' --seed 100", parse, "methods/kd", *own)
 
 
 def test_past_that_is_not_there(tmp_path):
@@ -148,6 +150,8 @@ def test_examples_of_another_data_set_or_not_recorded(copy):
     assert past.kept == {"examples.npz loss": 2 * 320 * 2} and past.reused == {"examples"}
     refused("did not record 'forgetting'; it has correct, el2n, loss", past.examples, "forgetting")
     data.fingerprint = "another"
+    refused("other images of shapes: it had --image-size 32, this run has 32, or files have come", past.examples, "loss")
+    past.task = "cifar100"
     refused("another data set", past.examples, "loss")
 
 

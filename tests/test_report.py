@@ -717,6 +717,23 @@ def test_parts_of_another_score(tmp_path):
     assert "| Test mean IoU old % | Test mean IoU new % |" in (tmp_path / "REPORT.md").read_text()
 
 
+def test_old_and_new_parts_have_intervals_of_their_own(tmp_path):
+    """By hand: scratch .60 and .64 on the old part, kd .05 and .07 more: 6 points, t(1) = 12.7062 times 1.4142 / sqrt(2)."""
+    fill(tmp_path, "scratch", {1: [0.5, 0.5]})
+    fill(tmp_path, "kd", {1: [0.6, 0.6]}, reused=["model"])
+    for method, old in (("scratch", (0.60, 0.64)), ("kd", (0.65, 0.71))):
+        for seed in (0, 1):
+            path = tmp_path / f"{method}/e8/seed{seed}/summary.json"
+            summary = json.loads(path.read_text())
+            path.write_text(json.dumps(summary | {"test": summary["test"] | {"accuracy_old": old[seed], "accuracy_new": 0.25}}))
+    found = row(run(tmp_path), "kd", 1)["apart_test_old"]
+    half = 12.7062 * 0.01
+    assert found["mean"] == pytest.approx(0.68) and found["values"] == {"0": 0.65, "1": 0.71}
+    assert [found["difference"][key] for key in ("mean", "low", "high")] == pytest.approx(
+        [0.06, 0.06 - half, 0.06 + half], abs=1e-5)
+    assert "| `kd` | 1 | 2/2 | 68.0 ± 38.1 | +6.0 [−6.7, +18.7] |" in (tmp_path / "REPORT.md").read_text()
+
+
 @pytest.mark.parametrize("name, noun, column", [
     ("miou", "pixel accuracy", "Test pixels %"), ("map50", "mAP (IoU .5 to .95)", "Test mAP (IoU .5 to .95) %")])
 def test_the_second_score_has_a_table_with_intervals_of_its_own(tmp_path, name, noun, column):

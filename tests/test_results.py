@@ -90,7 +90,8 @@ def test_committed_pictures_are_those_of_committed_runs():
 
 def intervals(row) -> set[str]:
     """Every comparison of a row as the report prints it."""
-    cells = [cell for cell in [*row.values(), *row.get("second", {}).values()]
+    others = [row[name] for name in row if name == "second" or name.startswith("apart_")]
+    cells = [cell for cell in [*row.values(), *(cell for other in others for cell in other.values())]
              if isinstance(cell, dict) and "reason" in cell and cell["mean"] is not None]
     return {point_interval(cell) for cell in cells} | ({cheaper(row)} if row.get("cheaper") else set())
 

@@ -113,6 +113,17 @@ def test_a_run_that_differs_from_another_by_its_tag_alone_is_made_once(tmp_path,
     assert len([c for c in commands if c]) == len({c for c in commands if c})
 
 
+def test_listed_commands_compile_where_they_are_told_to(capsys):
+    for flags in ([], ["--compile"]):
+        study.main(["cifar100", "--list", *flags])
+        commands = [shlex.split(c) for c in capsys.readouterr().out.splitlines() if c]
+        assert all(("--compile" in c) == bool(flags) for c in commands)
+        slim = ["--slim" in c for c in commands]               # README's job array cuts the list by it: past runs come first
+        assert slim == sorted(slim, reverse=True) and sum(slim) == 10 and len(commands) > 500
+    with pytest.raises(Refused, match="measures nothing"):
+        study.main(["cifar100", "--list", "--fastest"])
+
+
 def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_run():
     for name, rates, middle in (("segmentation", (0.1, 0.2, 0.4, 0.8), 0.4), ("detection", (0.025, 0.05, 0.1, 0.2), 0.1)):
         made = plan(f"{name}-mini-tuning", studies()[f"{name}-mini-tuning"])

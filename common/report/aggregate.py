@@ -8,6 +8,7 @@ from common.report.runs import kind
 from common.report.scores import average
 from common.report.words import NOTHING_NEW
 
+PARTS = ("test_old", "test_new", "train_old", "train_new")     # what --parts scores apart
 CLOCKS = ("flops", "seconds", "steps")  # FLOPs first: runs share machines, so FLOPs are the headline
 REUSES = (1, 5)
 POINT = 0.01
@@ -38,9 +39,12 @@ def one_row(label: str, budget: float, runs: Sequence[Mapping]) -> dict:
     }
     for name, read in numbers.items():
         row[name] = average(done, lambda run, name=name, read=read: read(run["summary"]) if read else run[name])
-    second = average(done, lambda run: run["second"])
-    row |= {} if second is None else {"second": {             # of tasks that have one
-        "mean": second, "low": None, "high": None, "values": dict(sorted((run["seed"], run["second"]) for run in done))}}
+    for name, read in (("second", lambda run: run["second"]),                       # of tasks that have one
+                       *((f"apart_{part}", lambda run, part=part: run[part] if part.startswith("test_") else
+                          run["summary"].get("train_parts", {}).get(part.removeprefix("train_"))) for part in PARTS)):
+        middle = average(done, read)
+        row |= {} if middle is None else {name: {
+            "mean": middle, "low": None, "high": None, "values": dict(sorted((run["seed"], read(run)) for run in done))}}
     row |= {"foreign": True} if any(run["foreign"] for run in done) else {}      # reuses runs of another task
     row["cost"] = {clock: scores.cost_columns(row[clock] - row[f"preparation_{clock}"], row[f"preparation_{clock}"],
                                               REUSES) if done else None for clock in ("flops", "seconds")}
@@ -197,15 +201,19 @@ def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequ
     return chosen
 
 
-def add_second(methods: Mapping[str, Sequence[dict]], gained: Collection[str]) -> None:
-    """Interval and comparisons of each row's second score, by the rules of the first; seconds and steps left out."""
-    seconds = {label: [row | row["second"] for row in rows if "second" in row] for label, rows in methods.items()}
-    for label, own in seconds.items():
-        add_intervals(own)
-        found = {name: compare(own, reference) for name, reference in references(
-            label, label in gained, False, seconds).items() if name not in ("equal_seconds", "equal_steps")}
-        for i, row in enumerate(row for row in methods[label] if "second" in row):
-            row["second"] |= {name: own[i][name] for name in ("low", "high")} | {name: cells[i] for name, cells in found.items()}
+def add_others(methods: Mapping[str, Sequence[dict]], gained: Collection[str]) -> None:
+    """Interval and comparisons of each row's other scores, by the rules of the first; seconds and steps left out.
+
+    Others are the task's second one, and the first of the old and of the new part apart.
+    """
+    for name in ("second", *(f"apart_{part}" for part in PARTS)):
+        others = {label: [row | row[name] for row in rows if name in row] for label, rows in methods.items()}
+        for label, own in others.items():
+            add_intervals(own)
+            found = {key: compare(own, reference) for key, reference in references(
+                label, label in gained, False, others).items() if key not in ("equal_seconds", "equal_steps")}
+            for i, row in enumerate(row for row in methods[label] if name in row):
+                row[name] |= {key: own[i][key] for key in ("low", "high")} | {key: cells[i] for key, cells in found.items()}
 
 
 def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
@@ -256,7 +264,7 @@ def aggregate(study: Mapping) -> dict:
         result.append(score(own, finished, targets, gained, timed)
                       | {"step_cost": step_cost(own, {row["budget"]: row for row in scratch}, common, timed)})
 
-    add_second(methods, {score["method"] for score in result if score["scored_by"] == "gain"})
+    add_others(methods, {score["method"] for score in result if score["scored_by"] == "gain"})
 
     def listed(*states):
         return [{key: run[key] for key in ("method", "tag", "budget", "seed", "folder", "command", "state")}

@@ -123,6 +123,23 @@ def second_score(report: Mapping) -> str | None:
         + "\n\n" + words.provenance(rows, report)
 
 
+def parts_apart(report: Mapping) -> str | None:
+    """The table of the old and the new part, each beside scratch's; None where nothing is scored apart."""
+    terms, head = words.terms(report), {"difference": "over scratch, equal budget", "equal_flops": "equal FLOPs"}
+    titles = {f"apart_{split}_{part}": column.replace("%", f"{part} %")
+              for split, column in (("test", terms.test_column), ("train", terms.train_column)) for part in ("old", "new")}
+    titles = {name: title for name, title in titles.items() if any(name in row for row in report["rows"])}
+    rows = [row for row in report["rows"] if set(titles) & set(row)]
+    if not rows:
+        return None
+    lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), *(
+        cell for name in titles for cell in ((accuracy(row[name]), *(
+            point_interval(row[name][key]) if key in row[name] else "–" for key in head)) if name in row else ["–"] * 3))]
+        for row in rows]
+    return table(["Method", "Budget", "Seeds", *(cell for title in titles.values() for cell in (title, *head.values()))], lines) \
+        + "\n\n" + words.provenance(rows, report)
+
+
 def cost_to(report: Mapping, name: str) -> str:
     lines, used = [], []
     for score in along_curves(report):
@@ -259,6 +276,9 @@ def markdown(report: Mapping) -> str:
     if second := second_score(report):
         parts.append((f"The second score: {words.terms(report).second_noun}", f"By the same rules as {noun}, which alone decides "
                       f"what is recommended and where full {noun} lies.\n\n{second}"))
+    if apart := parts_apart(report):
+        parts.append(("Old and new apart", "Each part beside scratch's same part, in points, paired by seed. With so many "
+                      f"comparisons, some intervals leave 0 out by chance.\n\n{apart}"))
     parts += [(f"Cost to {words.goal(report, name)} ({percent(target)} %)",
                cost_to(report, name)) for name, target in report["targets"].items() if target is not None]
     if gains(report):
