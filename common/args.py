@@ -92,18 +92,19 @@ def by_task(name: str) -> str:
     return ", ".join(f"{value} for {', '.join(names)}" for value, names in tasks.items())
 
 
-def arguments(file: str, doc: str, past: bool = False, predicts: Collection[str] = PREDICTS) -> Parser:
+def arguments(file: str, doc: str, past: bool | str = False, predicts: Collection[str] = PREDICTS) -> Parser:
     """A parser with the shared arguments; the script adds its own.
 
     Args
         file: the script's `__file__`; its stem is the method's name.
-        past: whether the script reuses past runs, and refuses to start without --past.
+        past: whether the script reuses past runs, and refuses to start without --past; "folds" if each of them must have left
+            out another part of the data.
         predicts: what a task may predict for the script to make sense: "classes" of images, "pixels", "boxes".
     """
     per_task = {name: by_task(name) for name in next(iter(TASKS.values())).defaults}
     inherited = "default: that of --past, else "
     parser = Parser(description=doc, formatter_class=Formatter)
-    parser.set_defaults(method=Path(file).stem, needs_past=past, predicts=tuple(predicts))
+    parser.set_defaults(method=Path(file).stem, needs_past="past" if past is True else past or "", predicts=tuple(predicts))
     add = parser.add_argument
 
     def own(*names, help, **kwargs):                          # a default that depends on the task or on --past
@@ -164,6 +165,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.needs_past and not args.past_folders:
         task, where = getattr(args, "task", "shapes"), shlex.quote(args.data_dir)
         more = f" --data-dir {where}" if args.data_dir != args.own_defaults["data_dir"] else ""
+        more += " --subset not:1/5" if args.needs_past == "folds" else ""
         raise Refused(f"{args.method} reuses past runs, and --past names none. This makes one:\n    python baselines/scratch.py "
                       f"--task {task}{more} --seed 100 --results results/by-hand/past\n"
                       "Then add: --past results/by-hand/past")

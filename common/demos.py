@@ -1,5 +1,5 @@
 """The plans that show every script at work on rendered data, in minutes; they recommend nothing."""
-from common.planparts import FOLDS, NOTHING_REUSED, Runs, Study, every_script
+from common.planparts import Runs, Study, every_script, needs, works_on
 
 # scenario -> arguments of its past runs and of its new ones, and the scripts that refuse there (README's table of scripts)
 SCENARIOS = {
@@ -21,19 +21,15 @@ def demo_of(scenario: str) -> Study:
                  past_seeds=(100, 101), runs=runs)
 
 
-ONLY_CLASSES = {"methods/dkd", "methods/born_again", "methods/curriculum_dkd"}          # refuse pixels and boxes
-NOT_BOXES = {"baselines/label_smoothing", "methods/schedule_reuse"}
-
-
-def demo_dense(task: str, refuse: set[str]) -> Study:
+def demo_dense(task: str, predicts: str) -> Study:
     """Every script that works on that task, once, in a few minutes."""
-    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if script not in refuse)
+    runs = tuple(Runs(script, (0.5,), (0,)) for script in every_script() if works_on(script, predicts))
     return Study(task, "resnet8x0.5", 3, recommend=False, past_seeds=(100, 101), runs=runs)
 
 
 def demo_sequences() -> dict[str, Study]:
     """Chains, streams and searches with every script that reuses one run of any kind, in a few minutes."""
-    scripts = [script for script in every_script()[1:] if script not in FOLDS and script not in NOTHING_REUSED]
+    scripts = [script for script in every_script() if needs(script) == "past"]
     scratch, longer = "baselines/scratch", 0.35               # more than one epoch: a run of less keeps no checkpoint
     return {"demo-generations": Study(
                 "shapes", "resnet8x0.5", 3, scenario="generations", recommend=False, generations=5, past_seeds=(100,),
@@ -53,6 +49,6 @@ def demos() -> dict[str, Study]:
         "demo": Study("shapes", "resnet8", 3, recommend=False, runs=tuple(
             Runs(script, (0.5, 1), (0, 1, 2) if script == "baselines/scratch" else (0, 1)) for script in every_script())),
         **{f"demo-{scenario}": demo_of(scenario) for scenario in SCENARIOS},
-        "demo-segmentation": demo_dense("shapes-seg", ONLY_CLASSES),
-        "demo-detection": demo_dense("shapes-det", ONLY_CLASSES | NOT_BOXES),
+        "demo-segmentation": demo_dense("shapes-seg", "pixels"),
+        "demo-detection": demo_dense("shapes-det", "boxes"),
         **demo_sequences()}

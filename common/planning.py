@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 
 from common.naming import folder_name
-from common.planparts import FOLDS, Runs, Study
+from common.planparts import Runs, Study, needs
 from common.plans import studies
 from common.tunings import settings
 
@@ -58,7 +58,7 @@ class Planner:
 
     @staticmethod
     def _kind(runs: Runs) -> str:
-        return runs.past or ("folds" if runs.script in FOLDS else "past")
+        return runs.past or needs(runs.script) or "past"
 
     def past(self) -> list[dict]:
         above = f"../{self.owner}/" if self.study.past_of else ""
@@ -78,7 +78,7 @@ class Planner:
         line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         past = []
-        if parser.get_default("needs_past"):
+        if needs(script):
             past = self.before[kind] if earlier is None else earlier
             line += ["--past", *([f"results/{self.owner}/{kind}"] if earlier is None else
                                  [f"{where}/{run['folder']}" for run in earlier])]

@@ -1,10 +1,10 @@
 """What a fixed plan consists of; the plans themselves stand in common/plans.py."""
+import importlib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDS = {"methods/rho_loss"}                                  # reuse past runs that each left out another fifth
-NOTHING_REUSED = {"baselines/label_smoothing", "baselines/ema", "baselines/lawa"}
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Runs:
     seeds: tuple[int, ...]
     options: tuple[str, ...] = ()
     tag: str = ""
-    past: str = ""                                            # kind of past runs; folds for a script in FOLDS, else past
+    past: str = ""                                            # kind of past runs, if not what the script needs
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,15 @@ def every_script() -> list[str]:
     """"baselines/ema", ..., scratch first."""
     found = [f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in sorted((ROOT / folder).glob("*.py"))]
     return sorted(found, key=lambda script: script != "baselines/scratch")
+
+
+@cache
+def needs(script: str) -> str:
+    """"past" if a script reuses past runs, "folds" if each of those must have left out another part of the data, "" if none."""
+    return importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
+
+
+@cache
+def works_on(script: str, predicts: str) -> bool:
+    """Whether a script makes sense where a task predicts that: classes, pixels, boxes."""
+    return predicts in importlib.import_module(script.replace("/", ".")).parser().get_default("predicts")

@@ -1,6 +1,6 @@
 """The fixed plans of results/, so that nobody chooses a size that suits a result; written down by common/planning.py."""
 from common.demos import demos
-from common.planparts import FOLDS, Runs, Study, every_script
+from common.planparts import Runs, Study, every_script, needs
 from common.tunings import (
     AUGMENTED,
     BETWEEN,
@@ -36,7 +36,7 @@ VARIANTS = (
 def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) -> tuple[Runs, ...]:
     """Every script that is not among `besides`, then the variants, at one budget; those that need folds come before these."""
     others = [script for script in every_script() if script not in {runs.script for runs in besides}]
-    return (*(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: script in FOLDS)),
+    return (*(Runs(script, (budget,), seeds) for script in sorted(others, key=lambda script: needs(script) == "folds")),
             *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 

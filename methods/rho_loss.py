@@ -28,7 +28,7 @@ from common.tasks import TASKS
 
 
 def parser():
-    parser = arguments(__file__, __doc__, past=True)
+    parser = arguments(__file__, __doc__, past="folds")
     parser.add_argument("--keep", type=share, default=0.5, help="share (0..1) of each batch to train on")
     return parser
 

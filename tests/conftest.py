@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common import shapes
-from common.planparts import FOLDS
+from common.planparts import needs
 from common.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,11 +110,11 @@ def folds(tmp_path_factory, small) -> Path:
 @pytest.fixture(scope="session")
 def reuse(past, folds):
     """script -> its --past arguments."""
-    return lambda script: ["--past", folds if script in FOLDS else past] if needs_past(script) else []
+    return lambda script: {"": [], "past": ["--past", past], "folds": ["--past", folds]}[needs(script)]
 
 
 def needs_past(script: str) -> bool:
-    return importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
+    return bool(needs(script))
 
 
 def same_weights(a: Path, b: Path) -> bool:

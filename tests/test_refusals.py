@@ -45,6 +45,7 @@ def refused(match, call, *args, **options):
 
 def test_no_past_prints_the_command_that_makes_one(tmp_path):
     refused(r"python baselines/scratch.py --task shapes --seed 100 --results \S+\nThen add: --past", parse, "methods/kd")
+    refused(r"--task shapes --subset not:1/5 --seed 100 --results \S+\nThen add: --past", parse, "methods/rho_loss")
     own = ["--task", "folder", "--data-dir", "/my images"]
     refused(r"--task folder --data-dir '/my images' --seed 100", parse, "methods/kd", *own)
 

@@ -23,7 +23,7 @@ from common.amp import amp_dtype, arithmetic
 from common.files import write_json
 from common.log import read_rows
 from common.machine import code_version, device_name, versions
-from common.planparts import FOLDS, ROOT, every_script
+from common.planparts import ROOT, every_script, needs
 from common.report.markdown import table
 from common.speed.loops import FLAGS, PHASES, STEPS, take_turns
 from common.speed.rivals import build_loops
@@ -92,13 +92,12 @@ def measure_steps(options: list[str], folder: str, scripts: list[str], turns: in
 
     for fold in (1, 2):
         run("baselines/scratch", f"past{fold}", "--seed", str(99 + fold), "--epochs", "2")
-        run("baselines/scratch", f"fold{fold}", "--seed", str(99 + fold), "--epochs", "2", "--subset", f"not:{fold}/2")
-    reuse = {kind: ["--past", f"{folder}/{kind}1", f"{folder}/{kind}2"] for kind in ("past", "fold")}
+        run("baselines/scratch", f"folds{fold}", "--seed", str(99 + fold), "--epochs", "2", "--subset", f"not:{fold}/2")
+    reuse = {kind: ["--past", f"{folder}/{kind}1", f"{folder}/{kind}2"] for kind in ("past", "folds")} | {"": []}
     found, length = {}, ["--epochs", "4"]
     before = run("baselines/scratch", "scratch", *length)
     for number, script in enumerate(scripts):
-        needs = importlib.import_module(script.replace("/", ".")).parser().get_default("needs_past")
-        more = reuse["fold" if script in FOLDS else "past"] if needs else []
+        more = reuse[needs(script)]
         ratios = []
         for turn in range(turns):
             mine = run(script, f"steps{number}-{turn}", *length, *more)
