@@ -48,7 +48,10 @@ def tunings() -> dict[str, Study]:
               # likewise at 24 epochs; and the budgets between, since the best decay is not the same on either side of them
               *tuning(1, (0.2, 0.8), (2e-3,)), *tuning(1, (0.4,), (5e-3,)), *tuning(0.5, (0.4,), (1e-3,)),
               *tuning(0.375, (0.2, 0.4), (5e-4,)), *tuning(0.75, (0.4,), (5e-4, 1e-3, 2e-3)),
-              *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)))
+              *tuning(2, (0.8,), (2e-3,)), *tuning(2, (0.4,), (5e-3,)),
+              # on pixels and boxes, smaller batches were better by far; what is best with 64, and half of that rate
+              *(runs for budget, decay in ((0.5, 5e-4), (1, 2e-3)) for runs in tuning(
+                  budget, (0.2, 0.4), (decay,), options=("--batch-size", "32"))))
     # with crop and flip about what was best without, and to either side of it
     def about(budget, script="baselines/scratch"):
         return (*tuning(budget, (0.1, 0.2, 0.4, 0.8), (5e-4,), script=script), *tuning(budget, (0.4,), (2e-3,), script=script))
@@ -88,7 +91,10 @@ def tunings() -> dict[str, Study]:
         "caltech101-mini-tuning": Study(**CALTECH, tuning=True, runs=(
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),
             *(runs for budget in (0.75, 2) for runs in tuning(budget, (0.1, 0.2), (5e-4,), 0.2)),
-            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)))),
+            *(runs for budget in (0.5, 0.75, 1, 2) for runs in tuning(budget, (0.1,), (2e-3,), 0.2)),
+            # on pixels and boxes, smaller batches were better by far
+            *(runs for budget in (0.5, 1) for size, rates in (("32", (0.05, 0.1)), ("16", (0.025, 0.05))) for runs in tuning(
+                budget, rates, (5e-4,), 0.2, options=("--batch-size", size))))),
         # what begins with past weights, of the same task and of another, with settings of its own
         "caltech101-mini-reuse-tuning": Study(
             **CALTECH, past_options=("--holdout", "0.2"), past_seeds=(100,), others=TRUNKS, tuning=True, runs=tuple(
