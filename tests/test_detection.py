@@ -450,7 +450,7 @@ def test_a_set_without_objects_has_a_row_of_padding(folder):
 
 def test_boxes_outside_are_clipped_or_left_out_with_one_warning(folder, capsys):
     folder("in", xml(("dog", -9, 21, 20, 90), ("cat", 3, 3, 6, 4)))
-    folder("out", xml(("dog", 41, 1, 50, 30), ("cat", 21, 1, 11, 9), ("cat", 5, 5, 5, 9), ("dog", 1, 1, 4, 1)))
+    folder("out", xml(("dog", 41, 1, 50, 30), ("cat", 1, 31, 11, 40), ("cat", 5, 5, 5, 9), ("dog", 1, 1, 4, 1)))
     _, found = read(folder("over", xml(("cat", 39, 31, 40, 99))))
     narrow = [0, 2, 8, 2.5, 18, 1]                            # half a pixel: not asked for, and not punished where it is found
     assert found.tolist() == [[[1, 0, 40, 10, 60, 0], [0, 1, 4, 3, 8, 0]], [narrow, [1, 0, 0, 2, 2, 0]], [PADDING] * 2]
