@@ -40,9 +40,10 @@ def screening(besides: tuple[Runs, ...], budget: float, seeds: tuple[int, ...]) 
             *(Runs(script, (budget,), seeds, options, tag) for script, tag, options in VARIANTS))
 
 
-def batches_of(size: int, budget: float, rates: tuple[float, ...], decays: tuple[float, ...] = (5e-4,)) -> tuple[Runs, ...]:
+def batches_of(size: int, budget: float, rates: tuple[float, ...], decays: tuple[float, ...] = (5e-4,),
+               seeds: tuple[int, ...] = (0,)) -> tuple[Runs, ...]:
     """A fifth is held out, since a tenth of the dense tasks' examples would be 30 images."""
-    return tuning(budget, rates, decays, 0.2, options=("--batch-size", str(size)))
+    return tuning(budget, rates, decays, 0.2, options=("--batch-size", str(size)), seeds=seeds)
 
 
 def dense_minis(name: str, task: str, rates: tuple[float, ...],
@@ -194,7 +195,10 @@ def studies() -> dict[str, Study]:
             *batches_of(4, 0.5, (0.1,)), *batches_of(4, 0.5, (0.2,), (2e-3,)), *batches_of(4, 1, (0.1,)),
             *batches_of(4, 2, (0.1,), (5e-4, 2e-3)),
             # at 15 epochs the highest rate was the best
-            *batches_of(4, 0.5, (0.4,), (2e-3,)), *batches_of(4, 1, (0.2,), (2e-3,)))),
+            *batches_of(4, 0.5, (0.4,), (2e-3,)), *batches_of(4, 1, (0.2,), (2e-3,)),
+            # what one seed cannot tell apart, by three; and 1/4, where the rate that was best at 1/2 had diverged with one
+            *batches_of(4, 0.5, (0.05, 0.1, 0.2), (2e-3,), (1, 2)), *batches_of(4, 1, (0.1,), (5e-4, 2e-3), (1, 2)),
+            *batches_of(4, 0.25, (0.05, 0.1, 0.2), (2e-3,), THREE))),
         "cifar100-short": Study("cifar100", "resnet56", 40, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 1, 2), THREE),
             Runs("methods/kd", half, THREE),

@@ -30,8 +30,9 @@ def settings(lr: float, decay: float) -> tuple[str, ...]:
 
 
 def tuning(budget: float, rates: tuple[float, ...], decays: tuple[float, ...], holdout: float = 0.1,
-           script: str = "baselines/scratch", options: tuple[str, ...] = (), **more) -> tuple[Runs, ...]:
-    return tuple(Runs(script, (budget,), (0,), (*options, "--holdout", f"{holdout:g}", *settings(lr, decay)), **more)
+           script: str = "baselines/scratch", options: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,),
+           **more) -> tuple[Runs, ...]:
+    return tuple(Runs(script, (budget,), seeds, (*options, "--holdout", f"{holdout:g}", *settings(lr, decay)), **more)
                  for lr in rates for decay in decays)
 
 
