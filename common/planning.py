@@ -2,6 +2,7 @@
 import importlib
 import math
 import shlex
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,6 +29,17 @@ def plan(name: str, study: Study) -> dict:
             "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets),
             "past": planner.past(), "runs": runs, "searches": searches} | ({"streams": streams} if streams else {}) | (
                 {"confirms": study.confirms} if study.confirms else {})
+
+
+def once(options: Sequence[str]) -> list[str]:
+    """Options of which a later one takes the place of an earlier one of its name: the run's of the study's."""
+    groups: dict[str, list[str]] = {}
+    for word in options:
+        if word.startswith("--"):
+            name = word
+            groups[name] = []
+        groups[name].append(word)
+    return [word for group in groups.values() for word in group]
 
 
 class Planner:
@@ -75,7 +87,7 @@ class Planner:
         line = [f"{script}.py", "--task", study.task, "--model", study.model, "--epochs", f"{epochs:g}", "--seed", str(seed)]
         if study.settings and budget is not None and "--lr" not in options:
             line += settings(*study.settings[budget])         # of every budget, or none
-        line += list(options) + (["--tag", tag] if tag else []) + ["--results", where]
+        line += once(options) + (["--tag", tag] if tag else []) + ["--results", where]
         parser = importlib.import_module(script.replace("/", ".")).parser()
         past = []
         if needs(script):

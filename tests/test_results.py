@@ -16,6 +16,7 @@ from common.report import read_study, write_readme, write_report
 from common.report.landscape import cheaper
 from common.report.overview import write_overview
 from common.report.runs import kind
+from common.report.tuning import best
 from common.report.words import point_interval, speed_up
 from common.runfiles import read_weights
 from common.tasks import TASKS
@@ -154,9 +155,8 @@ def test_settings_are_those_that_the_tuning_chose(name):
         return
     tuned = {}
     for budget in sorted({row["budget"] for row in rows}):
-        tried = [row for row in rows if row["budget"] == budget]
-        best = max((row for row in tried if row["accuracy"] is not None), key=lambda row: row["accuracy"])
-        tuned[budget] = (best["lr"], best["weight_decay"])
+        found = best([row for row in rows if row["budget"] == budget])
+        tuned[budget] = (found["lr"], found["weight_decay"])
     assert {budget: settings.get(budget) for budget in tuned} == tuned
     chosen = list(tuned.values())
     most = [one for one in chosen if chosen.count(one) == max(map(chosen.count, chosen))]
@@ -169,16 +169,17 @@ def test_methods_named_tuned_have_the_best_settings_of_their_tuning(name):
     tuned = [runs for runs in studies()[name].runs if runs.tag == "tuned"]
     assert {runs.script.split("/")[1] for runs in tuned} == {row["method"] for row in rows} != set()
     for runs in tuned:
-        best = max((row for row in rows if row["method"] == runs.script.split("/")[1]), key=lambda row: row["accuracy"])
-        assert runs.options == ("--lr", f"{best['lr']:g}", "--weight-decay", f"{best['weight_decay']:g}")
+        found = best([row for row in rows if row["method"] == runs.script.split("/")[1]])
+        assert runs.options == ("--lr", f"{found['lr']:g}", "--weight-decay", f"{found['weight_decay']:g}")
 
 
 def test_past_runs_that_memorize_have_the_best_settings_of_those_that_do():
     rows = json.loads((ROOT / "results/grow-mini-tuning/tuning.json").read_text())["rows"]
-    memorized = [row for row in rows if row["budget"] == 1 and row["accuracy"] is not None and row["train_accuracy"] >= 0.95]
-    best = max(memorized, key=lambda row: row["accuracy"])
     options = studies()["grow-mini"].past_options
-    assert [float(options[options.index(name) + 1]) for name in ("--lr", "--weight-decay")] == [best["lr"], best["weight_decay"]]
+    lr, decay, size = (float(options[options.index(name) + 1]) for name in ("--lr", "--weight-decay", "--batch-size"))
+    found = best([row for row in rows if row["budget"] == 1 and row["accuracy"] is not None and row["train_accuracy"] >= 0.95
+                  and row["batch_size"] == size])
+    assert (lr, decay) == (found["lr"], found["weight_decay"])
 
 
 def test_every_path_the_readme_links_exists():

@@ -2,6 +2,7 @@
 import json
 import os
 import shlex
+import shutil
 
 import pytest
 from conftest import SCRIPTS
@@ -14,6 +15,7 @@ from common.plans import VARIANTS, dense_minis, studies
 from common.report import write_report
 from common.report.overview import write_overview
 from common.report.search import what_pays
+from common.report.tuning import best, pairs
 
 
 @pytest.fixture
@@ -149,6 +151,18 @@ def test_past_runs_of_another_task_do_not_get_the_study_s_settings():
     assert past == {(1, 1)} and trunk == {(0, 0)}
 
 
+def test_tuning_chooses_by_the_mean_of_what_has_most_seeds():
+    def row(lr, seed, accuracy):
+        return {"lr": lr, "weight_decay": 0.1, "seed": seed, "accuracy": accuracy, "loss": accuracy, "train_accuracy": 0.5}
+    rows = [row(0.1, 0, 0.60), row(0.1, 1, 0.70), row(0.2, 0, 0.69), row(0.2, 1, 0.59), row(0.4, 0, 0.90)]
+    found = pairs(rows)
+    assert [pair["accuracy"] for pair in found] == pytest.approx([0.65, 0.64, 0.9]) and found[1]["values"] == [0.69, 0.59]
+    assert best(rows)["lr"] == 0.1                            # not the luckiest one seed, .69, nor what has one alone, .9
+    rows[1]["accuracy"] = None
+    assert pairs(rows)[0]["accuracy"] is None and best(rows)["lr"] == 0.2      # until its other seed is there
+    assert best(rows[:1])["lr"] == 0.1 and best([]) is None
+
+
 def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     def run(lr, accuracy):
         folder = f"scratch/{lr}"
@@ -179,6 +193,14 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert text.index("| 8 | 0.4 | 0.0002 | 39.70 |") < text.index("| 16 | 0.8 | 0.0002 | **41.40** |")
     assert "Chosen: batch size 16, learning rate 0.8, weight decay 0.0002 (no lower or higher learning rate" in text
     assert text.count("no higher batch size was tried beside it") == 1                  # smaller ones were, at another rate
+    again = made["runs"][2] = made["runs"][0] | {"seed": 1, "folder": "scratch/again"}
+    shutil.copytree(tmp_path / "scratch/0.8", tmp_path / again["folder"])
+    (tmp_path / again["folder"] / "summary.json").write_text(json.dumps(
+        {"test": {"accuracy": 0.2, "loss": 2.0}, "train": {"correct": 0.4}}))
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    text = write_report(tmp_path).read_text()
+    assert "| 16 | 0.8 | 0.0002 | **30.70** | 41.40, 20.00 | 2.000 | 40.0 |" in text
+    assert "the best mean of those with the most seeds is chosen" in text
     made["runs"][0]["method"] = "warm_start"
     (tmp_path / "plan.json").write_text(json.dumps(made))
     text = write_report(tmp_path).read_text()

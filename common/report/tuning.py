@@ -5,7 +5,10 @@ from common.files import write_atomic, write_json
 from common.report import words
 from common.report.origin import BEFORE
 from common.report.runs import one_score, read_finished
+from common.report.scores import average
 from common.report.words import SCORES
+
+SETTINGS = ("batch_size", "lr", "weight_decay")
 
 
 def write_table(root: Path, plan: dict) -> Path:
@@ -29,28 +32,54 @@ def write_table(root: Path, plan: dict) -> Path:
     if len({row["batch_size"] for row in rows}) == 1:         # not among what is chosen
         for row in rows:
             del row["batch_size"]
-    rows.sort(key=lambda row: (row["method"], row["budget"], row.get("batch_size") or 0, row["lr"], row["weight_decay"]))
+    rows.sort(key=lambda row: (row["method"], row["budget"], row.get("batch_size") or 0, row["lr"], row["weight_decay"],
+                               row["seed"]))
     write_json(root / "tuning.json", {"study": plan["study"], "task": plan["task"], "model": plan["model"],
                                       "score": score, "past_epochs": plan["past_epochs"], "rows": rows})
     write_atomic(root / "TUNING.md", markdown(plan, rows, score))
     return root / "TUNING.md"
 
 
+def pairs(rows: list[dict]) -> list[dict]:
+    """Rows of one method and budget -> one for each setting, in their order: "values" of its seeds and the means over them.
+
+    "accuracy" is None where a seed is missing.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in SETTINGS), []).append(row)
+    found = []
+    for own in groups.values():
+        done = [row for row in own if row["accuracy"] is not None]
+        whole = len(done) == len(own)
+        found.append({name: own[0][name] for name in SETTINGS if name in own[0]} | {
+            "values": [row["accuracy"] for row in done], "planned": len(own), "failed": any(row.get("failed") for row in own),
+            **{name: average(done, lambda row, name=name: row[name]) if whole else None
+               for name in ("accuracy", "loss", "train_accuracy")}})
+    return found
+
+
+def best(rows: list[dict]) -> dict | None:
+    """Of `pairs` those with the most seeds, and of these the one with the best mean, of equals the first; None without any."""
+    tried = [pair for pair in pairs(rows) if pair["accuracy"] is not None]
+    most = max((pair["planned"] for pair in tried), default=0)
+    return max((pair for pair in tried if pair["planned"] == most), key=lambda pair: pair["accuracy"], default=None)
+
+
 def choice(rows: list[dict]) -> str:
-    """What is best of one budget's rows, of equals the first, and where no farther neighbour was tried."""
-    tried = [row for row in rows if row["accuracy"] is not None]
-    if not tried:
+    """What is best of one budget's rows, and where no farther neighbour was tried."""
+    chosen, tried = best(rows), [row for row in rows if row["accuracy"] is not None]
+    if chosen is None:
         return "nothing yet"
-    best = max(tried, key=lambda row: row["accuracy"])
     open_ends = []
     for name, others, noun in (("lr", ("weight_decay", "batch_size"), "learning rate"),
                                ("weight_decay", ("lr", "batch_size"), "weight decay"), ("batch_size", (), "batch size")):
-        beside = [row[name] for row in tried if name in row and all(row.get(other) == best.get(other) for other in others)]
-        ends = [side for side, end in (("lower", min(beside)), ("higher", max(beside))) if best[name] == end] if beside else []
+        beside = [row[name] for row in tried if name in row and all(row.get(other) == chosen.get(other) for other in others)]
+        ends = [side for side, end in (("lower", min(beside)), ("higher", max(beside))) if chosen[name] == end] if beside else []
         open_ends += [f"no {' or '.join(ends)} {noun} was tried beside it"] if ends else []
-    chosen = (f"batch size {best['batch_size']}, " if "batch_size" in best else "") \
-        + f"learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}"
-    return chosen + (f" ({', '.join(open_ends)})" if open_ends else "")
+    text = (f"batch size {chosen['batch_size']}, " if "batch_size" in chosen else "") \
+        + f"learning rate {chosen['lr']:g}, weight decay {chosen['weight_decay']:g}"
+    return text + (f" ({', '.join(open_ends)})" if open_ends else "")
 
 
 def markdown(plan: dict, rows: list[dict], score: str) -> str:
@@ -62,26 +91,31 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
         " A study has one batch size for all budgets, and the settings that are best with it." if sizes else "")) if alone else (
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
+    seeds = any(row["seed"] != rows[0]["seed"] for row in rows)
+    several = ("What one seed could not tell apart has several, and the best mean of those with the most seeds is chosen; else one "
+               "seed: a choice between neighbours is within noise. ") if seeds else (
+        "One seed: a choice between neighbours is within noise. ")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
              f"{what} and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
-             f"(`--holdout {held}`); the test set has no part in it. One seed: a choice between neighbours is within noise. "
-             + then, ""]
+             f"(`--holdout {held}`); the test set has no part in it. {several}{then}", ""]
     for name, budget in sorted({(row["method"], row["budget"]) for row in rows}):
         mine = [row for row in rows if (row["method"], row["budget"]) == (name, budget)]
-        best = max((row["accuracy"] for row in mine if row["accuracy"] is not None), default=None)
+        chosen = best(mine)
         heading = f"Budget {words.budget(budget)}" if alone else f"{name}, budget {words.budget(budget)}"
         lines += [f"## {heading} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",
                   ("| Batch size " if sizes else "") + f"| Learning rate | Weight decay | Held-out {terms.noun} % | "
-                  f"Held-out {terms.loss} | {terms.train.capitalize()} % |", "|---" * (5 + sizes) + "|"]
-        for row in mine:
-            tried = (f"| {row['batch_size']} " if sizes else "") + f"| {row['lr']:g} | {row['weight_decay']:g} |"
-            if row["accuracy"] is None:
-                state = "failed" if row.get("failed") else "not finished"
-                lines.append(f"{tried} {state} | | |")
+                  + ("Its seeds | " if seeds else "") + f"Held-out {terms.loss} | {terms.train.capitalize()} % |",
+                  "|---" * (5 + sizes + seeds) + "|"]
+        for pair in pairs(mine):
+            tried = (f"| {pair['batch_size']} " if sizes else "") + f"| {pair['lr']:g} | {pair['weight_decay']:g} |"
+            each = f" {', '.join(f'{100 * value:.2f}' for value in pair['values'])} |" if seeds else ""
+            if pair["accuracy"] is None:
+                state = "failed" if pair["failed"] else "not finished"
+                lines.append(f"{tried} {state} |{each} | |")
                 continue
-            mark = "**" if row["accuracy"] == best else ""
-            lines.append(f"{tried} {mark}{100 * row['accuracy']:.2f}{mark} | "
-                         f"{'–' if row['loss'] is None else format(row['loss'], '.3f')} | {100 * row['train_accuracy']:.1f} |")
+            mark = "**" if chosen and pair == chosen else ""
+            lines.append(f"{tried} {mark}{100 * pair['accuracy']:.2f}{mark} |{each} "
+                         f"{'–' if pair['loss'] is None else format(pair['loss'], '.3f')} | {100 * pair['train_accuracy']:.1f} |")
         lines += ["", f"Chosen: {choice(mine)}.", ""]
     done = [row for row in rows if row["accuracy"] is not None]
     made = {}
