@@ -185,7 +185,9 @@ def studies() -> dict[str, Study]:
                 *batches_of(16, budget, (0.8,), (2e-3,)), *batches_of(16, budget, (1.6,)))),
             *batches_of(8, 0.5, (0.4, 0.8)), *batches_of(4, 0.5, (0.2, 0.4)), *batches_of(2, 0.5, (0.1, 0.2, 0.4)),
             *batches_of(8, 1, (0.4,)), *batches_of(4, 1, (0.4,)), *batches_of(2, 1, (0.1, 0.2)),
-            *batches_of(2, 1, (0.2,), (2e-3,)), *batches_of(2, 2, (0.1, 0.2))),
+            *batches_of(2, 1, (0.2,), (2e-3,)), *batches_of(2, 2, (0.1, 0.2)),
+            # what one seed may not tell apart, and 1/4, which is not between what was tuned
+            *batches_of(2, 0.5, (0.1, 0.2), seeds=(1, 2)), *batches_of(2, 0.25, (0.1, 0.2))),
             # frames of films in the order of their drives: the new half is not every other frame of what the past runs saw
             old="first:0.5"),
         **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2), DETECTION, beyond=(

@@ -92,8 +92,8 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
     seeds = any(row["seed"] != rows[0]["seed"] for row in rows)
-    several = ("What one seed could not tell apart has several, and the best mean of those with the most seeds is chosen; else one "
-               "seed: a choice between neighbours is within noise. ") if seeds else (
+    several = ("What one seed could not tell apart has several, and the best mean of those with the most seeds is chosen; else "
+               "one seed: a choice between neighbours is within noise. ") if seeds else (
         "One seed: a choice between neighbours is within noise. ")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
              f"{what} and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
