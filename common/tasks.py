@@ -142,7 +142,7 @@ CLASSES = {"loss": cross_entropy, "distill": soft_cross_entropy, "mean": mean_ou
            "evaluate": evaluate_classifier}
 PIXELS = {"loss": pixel_cross_entropy, "distill": pixel_distill, "mean": mean_on_finest, "stats": pixel_stats,
           "evaluate": evaluate_segmenter, "picture": segmented, "predicts": "pixels", "score": "miou"}
-BOXES = {"mean": detection_mean, "picture": detected, "predicts": "boxes", "score": "map50"}
+BOXES = {"mean": detection_mean, "picture": detected, "predicts": "boxes", "score": "map"}
 COUNTED = {"loss": detection_loss, "distill": detection_distill, "stats": detection_stats, "evaluate": evaluate_detector}
 
 
