@@ -91,7 +91,7 @@ def mean_average_precision(found: Sequence, truth: Sequence, classes: int, names
         scorer.accumulate()
     precision = scorer.eval["precision"][..., 0, 0]           # [10 IoU, 101 recall, C], -1 for a class without objects
     scored = precision[..., precision[0, 0] > -1]
-    return {"map50": float(scored[0].mean()), "map": float(scored.mean())} if scored.size else {"map50": 0.0, "map": 0.0}
+    return {"map": float(scored.mean()), "map50": float(scored[0].mean())} if scored.size else {"map": 0.0, "map50": 0.0}
 
 
 @torch.no_grad()

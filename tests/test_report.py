@@ -17,7 +17,7 @@ from common.report.origin import provenance
 from common.report.overview import write_overview
 
 # two-sided 95 % quantiles of Student's t from the usual table
-SECOND = {"miou": "pixel_accuracy", "map50": "map", "bleu": "nist"}
+SECOND = {"miou": "pixel_accuracy", "map": "map50", "bleu": "nist"}
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 6: 2.447}
 
 
@@ -681,7 +681,7 @@ def dense(study: Path, score: str) -> Path:
 
 
 NAMES = {"miou": ("mean IoU", "train pixel accuracy", "Train pixels %"),
-         "map50": ("mAP (IoU .5)", "train objects found", "Train objects found %")}
+         "map": ("mAP (IoU .5 to .95)", "train objects found", "Train objects found %")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -735,7 +735,7 @@ def test_old_and_new_parts_have_intervals_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("name, noun, column", [
-    ("miou", "pixel accuracy", "Test pixels %"), ("map50", "mAP (IoU .5 to .95)", "Test mAP (IoU .5 to .95) %")])
+    ("miou", "pixel accuracy", "Test pixels %"), ("map", "mAP (IoU .5)", "Test mAP (IoU .5) %")])
 def test_the_second_score_has_a_table_with_intervals_of_its_own(tmp_path, name, noun, column):
     """In these runs it is half of the first, and so is every interval."""
     fill(dense(tmp_path, name), "dash", {0.5: [0.50, 0.54]}, reused=["weights"], score=name)
@@ -805,13 +805,13 @@ def test_tuning_table_of_another_score(tmp_path):
 
 def test_search_of_another_score(tmp_path):
     for budget, value in ((0.25, 0.3), (0.5, 0.5), (1, 0.4)):
-        add(tmp_path, "scratch", budget, 0, value, score="map50")
+        add(tmp_path, "scratch", budget, 0, value, score="map")
     search = {"method": "scratch", "budget": 1, "seed": 0, "trials": [f"scratch/e{epochs}/seed0" for epochs in (2, 4, 8)]}
     change_plan(tmp_path, searches=[search])
     report = run(tmp_path)
-    assert report["score"] == "map50" and report["rows"][0]["delivered"]["mean"] == 0.5
+    assert report["score"] == "map" and report["rows"][0]["delivered"]["mean"] == 0.5
     text = (tmp_path / "REPORT.md").read_text()
-    assert "**Delivered** is the mAP (IoU .5) of its best trial" in text and "accuracy" not in text and "{" not in text
+    assert "**Delivered** is the mAP (IoU .5 to .95) of its best trial" in text and "accuracy" not in text and "{" not in text
 
 
 def test_a_study_of_several_scores_is_refused(study):
@@ -841,7 +841,7 @@ def test_trunks_of_another_task_may_have_another_score(tmp_path):
 
 def test_a_score_without_words_is_refused(tmp_path):
     add(tmp_path, "scratch", 1, 0, 0.5, score="bleu")
-    with pytest.raises(Refused, match="seed0 has the score 'bleu', the report knows accuracy, miou, map50"):
+    with pytest.raises(Refused, match="seed0 has the score 'bleu', the report knows accuracy, miou, map"):
         write_report(tmp_path)
 
 
@@ -850,9 +850,9 @@ def test_overview_calls_each_study_s_score_by_its_own_name(tmp_path):
         write_report(dense(tmp_path / name, name))
     text = write_overview(tmp_path).read_text()
     assert "full mean IoU 50.0 % | train pixel accuracy 45.0 %" in text
-    assert "full mAP (IoU .5) 50.0 % | train objects found 45.0 %" in text
+    assert "full mAP (IoU .5 to .95) 50.0 % | train objects found 45.0 %" in text
     assert "| To save compute on the way to full score | For score at equal FLOPs |" in text
-    (tmp_path / "map50/report.json").unlink()
+    (tmp_path / "map/report.json").unlink()
     assert "| To save compute on the way to full mean IoU | For mean IoU at equal FLOPs |" in write_overview(tmp_path).read_text()
 
 

@@ -20,6 +20,7 @@ def read_finished(folder: Path) -> dict | None:
         return None
     summary, config = read_json(folder / "summary.json"), read_json(folder / "config.json")
     name = config.get("data", {}).get("score", "accuracy")    # runs made before there were other scores do not say
+    name = "map" if name == "map50" else name                 # of runs made when the looser of the two was the first
     if name not in SCORES:
         raise Refused(f"{folder} has the score {name!r}, the report knows {', '.join(SCORES)}: give it words in "
                       "common/report/words.py.")

@@ -91,15 +91,16 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
         " A study has one batch size for all budgets, and the settings that are best with it." if sizes else "")) if alone else (
         "The past run, made with the same holdout, has not seen the held-out examples either. Hyperparameters of these methods "
         "alone are not tuned.")
-    seeds = any(row["seed"] != rows[0]["seed"] for row in rows)
+    parts = {(name, budget): [row for row in rows if (row["method"], row["budget"]) == (name, budget)]
+             for name, budget in sorted({(row["method"], row["budget"]) for row in rows})}
+    seeds = any(pair["planned"] > 1 for mine in parts.values() for pair in pairs(mine))
     several = ("What one seed could not tell apart has several, and the best mean of those with the most seeds is chosen; else "
                "one seed: a choice between neighbours is within noise. ") if seeds else (
         "One seed: a choice between neighbours is within noise. ")
     lines = [f"# Tuning: {tuned} on {plan['task']}, {plan['model']}", "",
              f"{what} and weight decay of {tuned}, chosen for each budget by {terms.noun} on held-out training examples "
              f"(`--holdout {held}`); the test set has no part in it. {several}{then}", ""]
-    for name, budget in sorted({(row["method"], row["budget"]) for row in rows}):
-        mine = [row for row in rows if (row["method"], row["budget"]) == (name, budget)]
+    for (name, budget), mine in parts.items():
         chosen = best(mine)
         heading = f"Budget {words.budget(budget)}" if alone else f"{name}, budget {words.budget(budget)}"
         lines += [f"## {heading} ({budget * plan.get('epochs', plan['past_epochs']):g} epochs)", "",

@@ -32,8 +32,8 @@ SCORES = {
                       "accuracy, mean of the classes", "Test %, mean of the classes"),
     "miou": Terms("mean IoU", "train pixel accuracy", "Test mean IoU %", "Train pixels %", "loss, nats", "pixel_accuracy",
                   "pixel accuracy", "Test pixels %"),
-    "map50": Terms("mAP (IoU .5)", "train objects found", "Test mAP (IoU .5) %", "Train objects found %", "loss", "map",
-                   "mAP (IoU .5 to .95)", "Test mAP (IoU .5 to .95) %"),
+    "map": Terms("mAP (IoU .5 to .95)", "train objects found", "Test mAP (IoU .5 to .95) %", "Train objects found %", "loss",
+                 "map50", "mAP (IoU .5)", "Test mAP (IoU .5) %"),
 }
 
 
