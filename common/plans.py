@@ -12,6 +12,7 @@ from common.tunings import (
     NO_VIEWS,
     RELOADED,
     RELOADED_AUGMENTED,
+    SEGMENTATION,
     TRUNK,
     TRUNKS,
     settings,
@@ -46,27 +47,25 @@ def batches_of(size: int, budget: float, rates: tuple[float, ...], decays: tuple
     return tuning(budget, rates, decays, 0.2, options=("--batch-size", str(size)), seeds=seeds)
 
 
-def dense_minis(name: str, task: str, rates: tuple[float, ...],
-                settings: dict[float, tuple[float, float]] | None = None, beyond: tuple[Runs, ...] = (),
-                old: str = "half") -> dict[str, Study]:
+def dense_minis(name: str, task: str, rates: tuple[float, ...], settings: dict[float, tuple[float, float]],
+                beyond: tuple[Runs, ...], old: str = "half") -> dict[str, Study]:
     """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning.
 
     rates: four learning rates to try; weight decay is tried at the third of them, a cross and not a grid. At budget 2, where a
     run costs most, the three larger ones alone, at one weight decay. All with batches of 16, which turned out to be too large.
-    settings: what the tuning chose, budget -> learning rate, weight decay; of every budget, or of none.
+    settings: what the tuning chose, budget -> learning rate, weight decay.
     beyond: what the tuning tried then, where its choice had lain at an edge or left a batch size untried.
     old: --subset of the past runs where the data doubled.
 
     Distillation has temperature 1, as in Liu et al. 2019, arXiv:1903.04197, whose term has none.
     """
     shape = {"task": task, "model": "resnet8", "past_epochs": 30}
-    chosen = {"settings": settings or {}}
     half, one = (0.5,), ("--temperature", "1")
     cross = [runs for budget in (0.5, 1) for runs in (*batches_of(16, budget, rates),
                                                       *batches_of(16, budget, rates[2:3], (1e-4, 2e-3)))]
     return {
         f"{name}-mini-tuning": Study(**shape, tuning=True, runs=(*cross, *batches_of(16, 2, rates[1:]), *beyond)),
-        f"{name}-mini": Study(**shape, **chosen, runs=(
+        f"{name}-mini": Study(**shape, settings=settings, runs=(
             Runs("baselines/scratch", (0.25, 0.5, 0.75, 1, 2), THREE), Runs("methods/kd", half, THREE, one),
             Runs("methods/ensemble_distill", half, THREE, ("--sample", *one), "sample"),
             Runs("baselines/warm_start", half, THREE), Runs("methods/loss_replay", half, THREE),
@@ -76,7 +75,7 @@ def dense_minis(name: str, task: str, rates: tuple[float, ...],
             Runs("methods/kd", half, THREE, ("--alpha", "0.5", *one), "even"),
             Runs("methods/attention_transfer", half, THREE, ("--beta", "20000")))),
         f"{name}-mini-grow": Study(
-            **shape, **chosen, scenario="grow", past_seeds=(100, 101, 102), past_options=("--subset", old),
+            **shape, settings=settings, scenario="grow", past_seeds=(100, 101, 102), past_options=("--subset", old),
             options=("--parts", old), runs=(
                 Runs("baselines/scratch", (0.25, 0.5, 0.75, 1), THREE), Runs("baselines/warm_start", half, THREE),
                 Runs("methods/shrink_perturb", half, THREE)))}
@@ -180,7 +179,7 @@ def studies() -> dict[str, Study]:
             Runs("baselines/warm_start", (0.5,), THREE, **TRUNK))),
         # the highest rate was the best at 15 and 30 epochs, and the higher decay beside the rate below it; 22 batches an epoch
         # turned out to be too few
-        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8), beyond=(
+        **dense_minis("segmentation", "camvid", (0.1, 0.2, 0.4, 0.8), SEGMENTATION, beyond=(
             *(runs for budget in (0.5, 1) for runs in (
                 *batches_of(16, budget, (0.8,), (2e-3,)), *batches_of(16, budget, (1.6,)))),
             *batches_of(8, 0.5, (0.4, 0.8)), *batches_of(4, 0.5, (0.2, 0.4)), *batches_of(2, 0.5, (0.1, 0.2, 0.4)),
@@ -188,8 +187,8 @@ def studies() -> dict[str, Study]:
             *batches_of(2, 1, (0.2,), (2e-3,)), *batches_of(2, 2, (0.1, 0.2)),
             # what one seed may not tell apart, and 1/4, which is not between what was tuned
             *batches_of(2, 0.5, (0.1, 0.2), seeds=(1, 2)), *batches_of(2, 0.25, (0.1, 0.2)),
-            # below what all budgets chose
-            *batches_of(2, 0.5, (0.2,), (1e-4,)), *batches_of(1, 0.5, (0.1,))),
+            # the decay below what all budgets chose; a smaller batch than 2 there is not
+            *batches_of(2, 0.5, (0.2,), (1e-4,))),
             # frames of films in the order of their drives: the new half is not every other frame of what the past runs saw
             old="first:0.5"),
         **dense_minis("detection", "bccd", (0.025, 0.05, 0.1, 0.2), DETECTION, beyond=(
