@@ -2,7 +2,8 @@
 
 Source   "Objects as Points", Zhou, Wang, Kraehenbuehl 2019, arXiv:1904.07850; its Gaussians are CornerNet's, arXiv:1808.01244
 Differs  log p from logits, not from clamped probabilities; sums are divided by one number of objects an image for the whole
-         data set, where their code has the batch's: an image's loss is its own, whatever lies beside it
+         data set, where their code has the batch's: an image's loss is its own, whatever lies beside it; the distances of size
+         and offset are so as in the paper's equations, where their code divides them by twice the objects
 
 A target is boxes [B, M, 6] float32: class (-1 is padding), x0, y0, x1, y1 (pixels of the network's input, half-open), difficult
 (0 or 1). The network's output is one tensor [B, C + 4, h, w], a cell for each STRIDE pixels of the input: C heat-map logits,

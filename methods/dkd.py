@@ -3,7 +3,8 @@
 Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
 Source   Zhao et al. 2022, arXiv:2203.08679, equations 7 and 8; their settings for ResNet-56 and ResNet-20
-Differs  its warm-up of 20 of 240 epochs is that share of the training, and rises with every step instead of every epoch
+Differs  its warm-up of 20 of 240 epochs is that share of the training, and rises with every step instead of every epoch;
+         --until below 1 is not theirs: ending a teacher's term early is Cho and Hariharan 2019, arXiv:1910.01348
 Neutral  --alpha 0 --beta 0 is baselines/scratch.py, bit for bit
 
     python methods/dkd.py --past results/cifar100-mini/past

@@ -2,9 +2,9 @@
 
 Reuses   final weights of --past
 Pays     one teacher forward pass at --share of the steps before --until
-Source   Liu et al. 2023, arXiv:2303.06480 (random share, early part); Schmitt et al. 2018, arXiv:1803.03835 (annealed)
-Differs  the first paper has no public code: its two ways of asking less often are read from its abstract, alpha and temperature
-         are those of kd; a step without a teacher has the labels alone, with their whole weight
+Source   Cho and Hariharan 2019, arXiv:1910.01348 (early part); Schmitt et al. 2018, arXiv:1803.03835 (annealed); Liu et al. 2023,
+         arXiv:2303.06480 (two ways of asking less often that its abstract does not name; a random share is our reading)
+Differs  alpha and temperature are those of kd; a step without a teacher has the labels alone, with their whole weight
 Neutral  --share 0 is baselines/scratch.py, bit for bit
 
     python methods/partial_kd.py --past results/cifar100-mini/past

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from common.files import Refused
 from common.log import Bar, TensorBoard
-from common.report import main, read_study, recommend, scores, write_readme, write_report
+from common.report import main, read_study, recommend, scores, words, write_readme, write_report
 from common.report.aggregate import aggregate
 from common.report.origin import provenance
 from common.report.overview import write_overview
@@ -375,6 +375,17 @@ def test_unequal_seeds(study):
         add(study, "ema", 0.5, seed, 0.4 + seed / 10)
     one = row(run(study), "ema", 0.125)["difference"]         # no scratch there, but the other budget's half-width
     assert one["mean"] is None and one["reason"] == "no scratch at this budget" and one["half"] > 0
+
+
+def test_what_only_pooling_establishes_is_marked(study):
+    # over scratch +.02 and +.10 at budget 1/2, +.06 in both seeds at three others: pooled squares .0032 over 4 degrees,
+    # half t(4) * .0283 / sqrt 2 = .0555; by its own two seeds t(1) * .0566 / sqrt 2 = .508
+    fill(study, "kd", {0.5: [0.41, 0.51], 0.25: [0.35, 0.37], 1: [0.55, 0.57], 2: [0.65, 0.67]})
+    report = run(study)
+    cell = row(report, "kd", 0.5)["difference"]
+    assert cell["half"] == pytest.approx(T[4] * 0.02, abs=1e-4) and cell["own_half"] == pytest.approx(12.706 * 0.04, abs=1e-3)
+    assert words.point_interval(cell) == "+6.0 [+0.4, +11.6]†" and "+6.0 [+0.4, +11.6]†" in (study / "REPORT.md").read_text()
+    assert words.point_interval(row(report, "kd", 1)["difference"]) == "+6.0 [+0.4, +11.6]"
 
 
 def test_single_seed_leaves_intervals_unknown_and_recommends_nothing(tmp_path, drawn):

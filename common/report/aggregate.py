@@ -67,7 +67,7 @@ def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float
     """Paired difference of each row of one method to `reference(row)`, pooled likewise.
 
     The reference is values by seed, or the reason why there are none. "half" is also known where only other budgets
-    have a reference: the standard deviation is theirs.
+    have a reference: the standard deviation is theirs. "own_half" is that of the row's own seeds, with their own deviation.
     """
     found = [reference(row) if row["seeds"] else "no finished run" for row in rows]
     pairs = [{} if isinstance(other, str) else scores.paired(row["values"], other)
@@ -79,7 +79,8 @@ def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float
         middle = scores.mean(list(pair.values()))
         bounded = middle is not None and half is not None
         cells.append({"mean": middle, "low": middle - half if bounded else None,
-                      "high": middle + half if bounded else None, "half": half, "seeds": len(pair), "values": pair,
+                      "high": middle + half if bounded else None, "half": half,
+                      "own_half": scores.half_width(*scores.pooled_sd([pair]), len(pair)), "seeds": len(pair), "values": pair,
                       "reason": None if pair else other if isinstance(other, str) else "no seed in common"})
     return cells
 

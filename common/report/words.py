@@ -10,6 +10,7 @@ SITUATIONS = {"same": "nothing is new", "grow": "data have grown", "classes": "c
               "stream": "data arrive in portions"}
 NOTHING_NEW = ("same", "generations")                         # there, reloaded weights go on from a finished run
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+BY_POOLING = "†"
 PAST_CHARGED = "Over scratch at equal FLOPs, past runs charged"      # a column
 
 
@@ -68,11 +69,15 @@ def points(value: float) -> str:
 
 
 def point_interval(cell: Mapping) -> str:
-    """+1.2 [+0.4, +2.0], in points; the reason where there is no difference."""
+    """+1.2 [+0.4, +2.0], in points; the reason where there is no difference; † where it leaves 0 out by the pooling alone."""
     if cell["mean"] is None:
         return cell["reason"]
-    return f"{points(cell['mean'])} " + (
-        "[unknown]" if cell["low"] is None else f"[{points(cell['low'])}, {points(cell['high'])}]")
+    if cell["low"] is None:
+        return f"{points(cell['mean'])} [unknown]"
+    pooled = cell["low"] > 0 or cell["high"] < 0
+    alone = cell.get("own_half")
+    return f"{points(cell['mean'])} [{points(cell['low'])}, {points(cell['high'])}]" + (
+        BY_POOLING if pooled and alone is not None and abs(cell["mean"]) <= alone else "")
 
 
 def significant(value: float | None) -> str:
