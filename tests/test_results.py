@@ -98,7 +98,9 @@ def intervals(row) -> set[str]:
 
 
 def test_findings_say_what_the_reports_say():
-    """Each bullet's intervals are those of a method that it names, with the mark of what holds by pooling alone, each other number stands in a report or a tuning table.
+    """Each bullet's intervals are those of a method that it names, marked where they hold by pooling alone.
+
+    Each other number stands in a report or a tuning table.
 
     So are those of each row of README's first table.
 

@@ -19,8 +19,9 @@ budget is a number of epochs, as a share of those of budget 1; every run anneals
 - **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
 takes budgets as independent, although they share seeds, and as equally noisy, although they are not. A method \
 with one budget has its own seeds alone: two degrees of freedom for three. So all rows of a method have the same ±, and the same \
-runs another one in a study with other budgets. **†** marks a difference whose interval leaves out 0 by the pooling alone: that of \
-the row's own seeds, with their own deviation, does not, and fresh seeds would have to say. They are over training seeds, on one test set and with these past runs: what \
+runs another one in a study with other budgets. **†** marks a difference whose interval leaves out 0 by the pooling \
+alone: that of the row's own seeds, with their own deviation, does not, and fresh seeds would have to say. Intervals are over \
+training seeds, on one test set and with these past runs: what \
 other test examples or other past runs would give is not in them. [unknown] means too few seeds for an interval.
 - **Curves** are read between their points by a monotone cubic in log cost (Fritsch and Butland 1984): they are concave, and \
 straight lines would flatter whatever costs lie between scratch's budgets.
