@@ -48,7 +48,7 @@ def batches_of(size: int, budget: float, rates: tuple[float, ...], decays: tuple
 
 
 def dense_minis(name: str, task: str, rates: tuple[float, ...], settings: dict[float, tuple[float, float]],
-                beyond: tuple[Runs, ...], old: str = "half") -> dict[str, Study]:
+                beyond: tuple[Runs, ...] = (), old: str = "half") -> dict[str, Study]:
     """The three studies of a task that predicts pixels or boxes: reuse where nothing is new, where the data doubled, tuning.
 
     rates: four learning rates to try; weight decay is tried at the third of them, a cross and not a grid. At budget 2, where a
