@@ -187,7 +187,7 @@ def studies() -> dict[str, Study]:
             *batches_of(2, 1, (0.2,), (2e-3,)), *batches_of(2, 2, (0.1, 0.2)),
             # what one seed may not tell apart, and 1/4, which is not between what was tuned
             *batches_of(2, 0.5, (0.1, 0.2), seeds=(1, 2)), *batches_of(2, 0.25, (0.1, 0.2)),
-            # the decay below what all budgets chose; a smaller batch than 2 there is not
+            # the decay below what all budgets chose; --batch-size takes no less than 2
             *batches_of(2, 0.5, (0.2,), (1e-4,))),
             # frames of films in the order of their drives: the new half is not every other frame of what the past runs saw
             old="first:0.5"),

@@ -2,7 +2,7 @@
 
 Reuses   one checkpoint of --past as a start, its final weights as a teacher
 Pays     one teacher forward pass at --share of the steps
-Source   this repository; Liu et al. 2023, arXiv:2303.06480, for asking at a share of the steps
+Source   this repository; Liu et al. 2023, arXiv:2303.06480, for asking at a share of the steps, as read in partial_kd
 Differs  see early_checkpoint and partial_kd
 Neutral  --share 0 is methods/early_checkpoint.py, bit for bit
 

@@ -100,9 +100,7 @@ def intervals(row) -> set[str]:
 def test_findings_say_what_the_reports_say():
     """Each bullet's intervals are those of a method that it names, marked where they hold by pooling alone.
 
-    Each other number stands in a report or a tuning table.
-
-    So are those of each row of README's first table.
+    Each other number stands in a report or a tuning table. So are those of each row of README's first table.
 
     Of the study in the section's heading, or of the one that it measures again; README's, of any.
     """
