@@ -98,11 +98,11 @@ def intervals(row) -> set[str]:
 
 
 def test_findings_say_what_the_reports_say():
-    """Each bullet's intervals are those of a method that it names, marked where they hold by pooling alone.
+    """Intervals of each bullet and table row are those of a method that it names, marked where they hold by pooling alone.
 
     Each other number stands in a report or a tuning table. So are those of each row of README's first table.
 
-    Of the study in the section's heading, or of the one that it measures again; README's, of any.
+    Of the studies in the section's heading, or of those that they measure again; README's, of any.
     """
     known, said, also = {}, {}, {}                            # study -> numbers; -> method -> intervals; -> which it confirms
     for path in COMMITTED.splitlines():
@@ -123,8 +123,9 @@ def test_findings_say_what_the_reports_say():
     count = 0
     first = (ROOT / "README.md").read_text().partition("<!-- result -->")[0]
     sections = [(*part.split(":", 1),) for part in (ROOT / "results" / "FINDINGS.md").read_text().split("\n## ")[1:]]
-    assert {study for study, _ in sections} <= known.keys()
-    for studies_, bullets in [(also.get(study, set()) | {study}, text.split("\n- ")[1:]) for study, text in sections] \
+    assert {study for heading, _ in sections for study in heading.split(", ")} <= known.keys()
+    for studies_, bullets in [({one for study in heading.split(", ") for one in also.get(study, set()) | {study}},
+                               re.split(r"\n[-|] ", text)[1:]) for heading, text in sections] \
             + [(set(known), first.split("\n| ")[1:])]:
         numbers_said = set().union(*(known[study] for study in studies_))
         for bullet in (" ".join(bullet.split()) for bullet in bullets):

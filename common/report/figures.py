@@ -39,6 +39,12 @@ def styles(report: Mapping) -> dict[str, dict]:
     return looks
 
 
+def drawn(report: Mapping) -> Sequence[Mapping]:
+    """Scores of the methods whose curves are drawn: of all, at the one budget that they have, where scratch alone has more."""
+    shown = along_curves(report)
+    return shown if len(shown) > 1 else ranking(report)
+
+
 def clean(axes: Axes, grid: str = "both") -> None:
     axes.grid(True, axis=grid, color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -86,7 +92,7 @@ def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tupl
 
 def tradeoff(report: Mapping, path: Path) -> bool:
     """Test score over budget and over FLOPs, a line a method, its band the interval."""
-    chosen = {score["method"] for score in along_curves(report)}
+    chosen = {score["method"] for score in drawn(report)}
     rows = [row for row in report["rows"] if row["seeds"] and row["method"] in chosen]
     if not rows:
         return False
@@ -128,7 +134,7 @@ def tradeoff(report: Mapping, path: Path) -> bool:
 
 def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Path) -> bool:
     """Mean test score over counted seconds and over FLOPs, the longest budget up to 1 of each method."""
-    chosen = {score["method"] for score in along_curves(report)}
+    chosen = {score["method"] for score in drawn(report)}
     curves = {method: curve for method, curve in curves.items() if curve["score"] and method in chosen}
     if not curves:
         return False
