@@ -13,6 +13,7 @@ from common.files import Refused
 from common.log import Bar, TensorBoard
 from common.report import main, read_study, recommend, scores, words, write_readme, write_report
 from common.report.aggregate import aggregate
+from common.report.figures import drawn as methods_drawn
 from common.report.origin import provenance
 from common.report.overview import write_overview
 
@@ -650,6 +651,17 @@ def test_methods_at_one_budget_stand_side_by_side_and_not_in_the_headline(study,
     cells = dict(re.findall(r"methods/(\w+).py` \| x \|(.*)\|", readme.read_text()))
     assert cells["best"].startswith(" +5.0 [") and cells["shrink"] == " −4.0 [−4.0, −4.0] (w) "
     assert cells["late"] == " missing " and cells["other"] == " "
+
+
+def test_figures_show_methods_at_one_budget_where_scratch_alone_has_more(study):
+    def shown():
+        return {score["method"] for score in methods_drawn(aggregate(read_study(study)))}
+
+    fill(study, "one", {0.5: [0.42, 0.42]})
+    fill(study, "another", {0.5: [0.43, 0.43]})
+    assert shown() == {"scratch", "one", "another"}
+    fill(study, "several", {0.25: [0.3, 0.3], 0.5: [0.44, 0.44]})
+    assert shown() == {"scratch", "several"}
 
 
 def test_tags_make_methods_of_their_own(study):
