@@ -34,12 +34,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_each(jobs: int) -> int:
+    """Of a run among `jobs`: what OMP_NUM_THREADS says, which may be a list, else an equal part of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() // jobs)
+
+
 class Queue:
     """Makes runs, `jobs` at a time, and says how each ended."""
 
     def __init__(self, root: Path, jobs: int, total: int, flags: list[str]):
         self.root, self.jobs, self.total, self.flags = root, jobs, total, flags
-        self.threads = max(1, cores() // jobs)
+        self.threads = threads_each(jobs)
         self.running: dict[int, tuple[dict, float]] = {}      # process -> run, start
         self.children: dict[int, tuple[subprocess.Popen, str]] = {}     # kept, else Popen itself waits for one that was dropped
         self.done = 0
@@ -149,8 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
                         "between stages that wait for each other, and stop; with --compile or --graph as you give them")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them "
-                        "(default: one per core, 4 for each GPU)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them, "
+                        "or OMP_NUM_THREADS each (default: one per core, 4 for each GPU)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a fifth faster on two "
                      "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
@@ -182,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")         # runs are enough processes
         jobs = args.jobs or 4 * torch.cuda.device_count() or cores()
         if args.fastest:
-            loop = fastest(everything[0]["command"], max(1, cores() // jobs))
+            loop = fastest(everything[0]["command"], threads_each(jobs))
             print(f"the fastest loop here: {loop}")
         make(root, chosen, jobs, FLAGS[loop])
 

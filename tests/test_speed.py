@@ -86,6 +86,7 @@ def test_a_study_asks_for_its_first_run_s_loop(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "make", lambda root, chosen, jobs, flags: asked.update(jobs=jobs, flags=flags))
     monkeypatch.setattr(study, "lock", lambda path, wait: nullcontext())
     monkeypatch.setattr(study, "write_json", lambda path, what: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     study.main(["demo", "--jobs", "1", "--fastest"])
     assert asked["flags"] == ["--compile"] and asked["jobs"] == 1 and "baselines/scratch.py --task shapes" in asked["command"]
     assert asked["threads"] == study.cores()

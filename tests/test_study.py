@@ -115,6 +115,20 @@ def test_a_run_that_differs_from_another_by_its_tag_alone_is_made_once(tmp_path,
     assert len([c for c in commands if c]) == len({c for c in commands if c})
 
 
+@pytest.mark.parametrize("asked, threads", [(None, 4), ("", 4), ("0", 4), ("some", 4), ("1", 1), ("3", 3), ("2,1", 2)])
+def test_a_run_has_the_threads_that_were_asked_for_or_its_part_of_the_cores(tmp_path, monkeypatch, asked, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(study, "cores", lambda: 8)
+    queue, given = study.Queue(tmp_path, 2, 1, []), []
+    for start in ("_fork", "_spawn"):
+        monkeypatch.setattr(queue, start, lambda words, folder, threads: given.append(threads) or 1)
+    monkeypatch.setattr(queue, "_wait", queue.running.clear)
+    queue.make([{"folder": "new", "command": "python methods/kd.py"}])
+    assert given == [threads]
+
+
 def test_listed_commands_compile_where_they_are_told_to(capsys):
     for flags in ([], ["--compile"]):
         study.main(["cifar100", "--list", *flags])
