@@ -160,7 +160,9 @@ def studies() -> dict[str, Study]:
             "cifar100", "resnet8", 16, scenario="tuning", trials=6, holdout=0.2, options=("--subset", "share:0.2"), runs=(
                 Runs("baselines/scratch", quarter, FIVE),
                 *(Runs(script, (0.5,), FIVE) for script in ("baselines/warm_start", "methods/shrink_perturb")),
-                Runs("methods/dkd", (0.375,), FIVE, ("--until", "0.5"), "early"))),     # with a teacher, for as much
+                Runs("methods/dkd", (0.375,), FIVE, ("--until", "0.5"), "early"),     # with a teacher, for as much
+                # a search of short trials, then one long training, costs what the searches that reuse do
+                Runs("baselines/scratch", (1.5,), FIVE))),
         "classes-mini": Study(
             "cifar100", "resnet8", 8, scenario="classes", settings=BETWEEN, past_options=("--subset", "classes:80"),
             options=("--parts", "classes:80"), runs=(
