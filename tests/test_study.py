@@ -331,14 +331,19 @@ def test_what_scratch_alone_can_do_for_less(tmp_path):
         return [f"{name}{k}" for k in range(4)]
     full = search("full", [0.3, 0.5, 0.45, 0.55], [0.31, 0.49, 0.44, 0.5], 100)
     short = search("short", [0.2, 0.3, 0.35, 0.33], [0.2, 0.3, 0.3, 0.3], 25)
+    longer = search("longer", [0.6, 0.7, 0.65, 0.55], [0.6, 0.7, 0.64, 0.5], 150)
     (tmp_path / "plan.json").write_text(json.dumps({
         "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [], "runs": [], "searches": [
             {"method": "scratch", "budget": 1, "seed": 0, "trials": full},
+            {"method": "scratch", "budget": 1.5, "seed": 0, "trials": longer},
             {"method": "scratch", "budget": 0.25, "seed": 0, "trials": short}]}))
     text = write_report(tmp_path).read_text()
     rows = {(row["method"], row["budget"]): row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     then, half = rows["scratch, then in full", 0.25], rows["scratch, half of the settings", 1]
-    assert then["cost"] == {"0": 4 * 25 + 100} and half["cost"] == {"0": 200} and len(rows) == 4
+    assert then["cost"] == {"0": 4 * 25 + 100} and half["cost"] == {"0": 200} and len(rows) == 6
+    more = rows["scratch, then for 3/2", 0.25]
+    assert more["cost"] == {"0": 4 * 25 + 150} and more["delivered"]["mean"] == 0.65 and more["delivered_test"]["mean"] == 0.64
+    assert [row["reference"] for row in rows.values()].count(True) == 1 and rows["scratch", 1]["reference"]
     assert [row["delivered"]["mean"] for row in (then, half)] == [0.45, 0.5]
     assert [row["delivered_test"]["mean"] for row in (then, half)] == [0.44, 0.49]
     assert [round(row["regret"]["mean"], 6) for row in (then, half)] == [0.1, 0.05]

@@ -23,9 +23,9 @@ RULES = """\
   of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are. Scratch's own
   is 0 by definition. On held-out examples that flatters it: what is subtracted from is the largest of several noisy values. On
   the test set none of the values was chosen.
-- Scratch's search is the one at its **largest budget**, what one would do without reuse.
-- What one can do for less without reuse stands beside: search with short trials and **then train in full**, from scratch, with
-  the settings of the best; or try **half of the settings**. Both are put together from runs of scratch's searches.
+- Scratch's search is the one at its **largest budget up to 1**, what one would do without reuse.
+- What else one can do without reuse stands beside: search with short trials and **then train in full**, or for longer, from
+  scratch, with the settings of the best; or try **half of the settings**. All are put together from runs of scratch's searches.
 - What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} on the test set, over that of
   scratch's search, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while trials are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
@@ -67,10 +67,10 @@ def one_search(trials: list[dict], scratch: list[dict]) -> dict:
             "regret_test": None if None in finals else finals[0] - finals[1]}
 
 
-def then_in_full(trials: list[dict], scratch: list[dict]) -> dict:
-    """The same of a search whose chosen settings are then trained from scratch as `scratch` has them, at its largest budget."""
+def then_longer(trials: list[dict], scratch: list[dict], longer: list[dict]) -> dict:
+    """The same of a search whose chosen settings are then trained from scratch for as long as `longer` has them."""
     one = one_search(trials, scratch)
-    full = scratch[one["chosen"]]
+    full = longer[one["chosen"]]
     return one | {"flops": one["flops"] + full["flops"], "delivered": full["test"], "delivered_test": full["final"],
                   "train": train(full)}
 
@@ -80,14 +80,27 @@ def train(trial: Mapping) -> float | None:
     return trial["summary"].get("train", {}).get("correct") if trial["config"] else None
 
 
-def without_reuse(groups: Mapping[tuple, Mapping], scratch: Mapping[int, list]) -> dict[tuple, tuple]:
-    """What scratch alone can do for less, put together from its searches: (name, budget) -> searches, numbers of one."""
-    own = sorted(key for key in groups if key[0] == "scratch")
-    found = {("scratch, then in full", share): (groups["scratch", share], then_in_full) for _, share in own[:-1]}
-    half = max((len(trials) for trials in scratch.values()), default=0) // 2
+def reference(groups: Mapping[tuple, Mapping]) -> tuple | None:
+    """Scratch's search at the largest budget up to 1; in a study that has none, at its largest."""
+    return max((key for key in groups if key[0] == "scratch"), key=lambda key: (key[1] <= 1, key[1]), default=None)
+
+
+def without_reuse(groups: Mapping[tuple, Mapping]) -> dict[tuple, dict[int, tuple]]:
+    """What scratch alone can do, put together from its searches: (name, budget) -> by seed, trials and what is trained after
+    them, in the same settings, None for nothing."""
+    last = reference(groups)
+    if last is None:
+        return {}
+    found = {}
+    for _, share in sorted(key for key in groups if key[0] == "scratch" and key[1] < last[1]):
+        for key, longer in groups.items():
+            if key[0] == "scratch" and key[1] >= last[1]:
+                name = "scratch, then in full" if key == last else f"scratch, then for {budget(key[1])}"
+                short = groups["scratch", share]
+                found[name, share] = {seed: (short[seed], longer[seed]) for seed in short if seed in longer}
+    half = max((len(trials) for trials in groups[last].values()), default=0) // 2
     if half > 1:
-        found["scratch, half of the settings", own[-1][1]] = {
-            seed: trials[:half] for seed, trials in scratch.items()}, one_search
+        found["scratch, half of the settings", last[1]] = {seed: (trials[:half], None) for seed, trials in groups[last].items()}
     return found
 
 
@@ -106,12 +119,13 @@ def aggregate(root: Path, plan: Mapping) -> dict:
     groups: dict[tuple, dict[int, list]] = {}
     for search in plan["searches"]:
         groups.setdefault((search["method"], search["budget"]), {})[search["seed"]] = [read[f] for f in search["trials"]]
-    rows, largest = [], max((key for key in groups if key[0] == "scratch"), default=None)
+    rows, largest = [], reference(groups)
     scratch = groups.get(largest, {})
-    every = {key: (searches, one_search) for key, searches in groups.items()} | without_reuse(groups, scratch)
-    for (method, share), (searches, numbers) in every.items():
-        done = {seed: numbers(trials, scratch[seed]) for seed, trials in searches.items()
-                if seed in scratch and None not in trials and None not in scratch[seed] and trials[0]["config"]}
+    every = {key: {seed: (trials, None) for seed, trials in searches.items()} for key, searches in groups.items()}
+    for (method, share), searches in (every | without_reuse(groups)).items():
+        done = {seed: then_longer(trials, scratch[seed], longer) if longer else one_search(trials, scratch[seed])
+                for seed, (trials, longer) in searches.items()
+                if seed in scratch and None not in [*trials, *scratch[seed], *(longer or ())] and trials[0]["config"]}
         other = {seed: one_search(scratch[seed], scratch[seed]) for seed in done}
         rows.append({"method": method, "budget": share, "seeds": len(done), "planned": len(searches),
                      "reference": (method, share) == largest, "train_accuracy": scores.mean([
@@ -129,7 +143,8 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                      "regret": interval({seed: one["regret"] for seed, one in done.items()}),
                      "regret_test": interval({
                          s: one["regret_test"] for s, one in done.items() if one["regret_test"] is not None}),
-                     "provenance": provenance([trial for seed in done for trial in searches[seed] if trial["config"]])})
+                     "provenance": provenance([
+                         trial for seed in done for trials in searches[seed] for trial in trials or () if trial["config"]])})
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "score": one_score(root, read), "rows": rows, "settings": tried(groups),
               "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
