@@ -332,15 +332,20 @@ def test_what_scratch_alone_can_do_for_less(tmp_path):
     full = search("full", [0.3, 0.5, 0.45, 0.55], [0.31, 0.49, 0.44, 0.5], 100)
     short = search("short", [0.2, 0.3, 0.35, 0.33], [0.2, 0.3, 0.3, 0.3], 25)
     longer = search("longer", [0.6, 0.7, 0.65, 0.55], [0.6, 0.7, 0.64, 0.5], 150)
+    reuse = search("reuse", [0.3, 0.4, 0.6, 0.75], [0.3, 0.4, 0.6, 0.7], 62.5)
     (tmp_path / "plan.json").write_text(json.dumps({
         "study": "x", "task": "shapes", "model": "resnet8", "scenario": "tuning", "past": [], "runs": [], "searches": [
             {"method": "scratch", "budget": 1, "seed": 0, "trials": full},
             {"method": "scratch", "budget": 1.5, "seed": 0, "trials": longer},
+            {"method": "reuse", "budget": 0.5, "seed": 0, "trials": reuse},
             {"method": "scratch", "budget": 0.25, "seed": 0, "trials": short}]}))
     text = write_report(tmp_path).read_text()
     rows = {(row["method"], row["budget"]): row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     then, half = rows["scratch, then in full", 0.25], rows["scratch, half of the settings", 1]
-    assert then["cost"] == {"0": 4 * 25 + 100} and half["cost"] == {"0": 200} and len(rows) == 6
+    assert then["cost"] == {"0": 4 * 25 + 100} and half["cost"] == {"0": 200} and len(rows) == 7
+    reusing = rows["reuse", 0.5]["rival"]                      # 250 FLOPs: what costs as much and has more, not what costs less
+    assert (reusing["method"], reusing["budget"]) == ("scratch, then for 3/2", 0.25) and rows["scratch", 1]["rival"] is None
+    assert reusing["over"]["mean"] == pytest.approx(0.7 - 0.64)
     more = rows["scratch, then for 3/2", 0.25]
     assert more["cost"] == {"0": 4 * 25 + 150} and more["delivered"]["mean"] == 0.65 and more["delivered_test"]["mean"] == 0.64
     assert [row["reference"] for row in rows.values()].count(True) == 1 and rows["scratch", 1]["reference"]

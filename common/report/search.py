@@ -26,6 +26,8 @@ RULES = """\
 - Scratch's search is the one at its **largest budget up to 1**, what one would do without reuse.
 - What else one can do without reuse stands beside: search with short trials and **then train in full**, or for longer, from
   scratch, with the settings of the best; or try **half of the settings**. All are put together from runs of scratch's searches.
+- **Without reuse for no more** is the one of these, or of scratch's searches, that is best on the test set among those whose
+  FLOPs are at most the row's (to half a percent): the largest of several, which favours what does not reuse.
 - What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} on the test set, over that of
   scratch's search, has an interval above −1 point; a shorter scratch, too, may be it. Nothing is said while trials are missing.
 - Intervals are 95 % t-intervals over seeds, paired with scratch's search of the same seed where a difference is shown."""
@@ -145,6 +147,8 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                          s: one["regret_test"] for s, one in done.items() if one["regret_test"] is not None}),
                      "provenance": provenance([
                          trial for seed in done for trials in searches[seed] for trial in trials or () if trial["config"]])})
+    for row in rows:
+        row["rival"] = rival(row, rows)
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "score": one_score(root, read), "rows": rows, "settings": tried(groups),
               "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
@@ -153,6 +157,19 @@ def aggregate(root: Path, plan: Mapping) -> dict:
               "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
                           if read.get(run["folder"]) is None]}
     return report | {"pays": what_pays(report, "delivered_test_over_scratch", "on the test set")}
+
+
+def rival(row: Mapping, rows: Sequence[Mapping]) -> dict | None:
+    """Of a row that reuses: what is best on the test set without reuse at no more FLOPs, and the row's difference to it."""
+    own = row["delivered_test"]["values"]
+    cheaper = [other for other in rows if other["method"].startswith("scratch") and other["delivered_test"]["mean"] is not None
+               and other["cost_over_scratch"]["mean"] <= 1.005 * (row["cost_over_scratch"]["mean"] or 0)]
+    if row["method"].startswith("scratch") or not own or not cheaper:
+        return None
+    best = max(cheaper, key=lambda other: other["delivered_test"]["mean"])
+    theirs = best["delivered_test"]["values"]
+    return {"method": best["method"], "budget": best["budget"],
+            "over": interval({seed: own[seed] - theirs[seed] for seed in own if seed in theirs})}
 
 
 def tried(groups: Mapping[tuple, Mapping[int, list]]) -> dict[str, list]:
@@ -176,9 +193,11 @@ def what_pays(report: Mapping, gain: str, where: str) -> str:
     if not rows:
         return "nothing established: no row is cheaper than scratch's at no loss of a point"
     best = min(rows, key=lambda row: row["cost_over_scratch"]["mean"])
-    cost = best["cost_over_scratch"]
+    cost, other = best["cost_over_scratch"], best.get("rival")
+    more = other and (f"; {point_interval(other['over'])} over the best without reuse for no more, `{other['method']}` at budget "
+                      f"{budget(other['budget'])}")
     return (f"`{best['method']}` at budget {budget(best['budget'])}: {cost['mean']:.2f} [{cost['low']:.2f}, {cost['high']:.2f}] "
-            f"of scratch's FLOPs, {terms(report).noun} {where} {point_interval(best[gain])} points over scratch's")
+            f"of scratch's FLOPs, {terms(report).noun} {where} {point_interval(best[gain])} points over scratch's{more or ''}")
 
 
 def tested(search: Mapping) -> bool:
@@ -210,10 +229,13 @@ def markdown(report: Mapping) -> str:
                       significant(None if cost is None else cost / TERA), "–" if over is None else f"{over:.2f}",
                       percent(delivered), point_interval(row["delivered_over_scratch"]),
                       percent(row["delivered_test"]["mean"]), point_interval(row["delivered_test_over_scratch"]),
+                      f"{point_interval(row['rival']['over'])}: `{row['rival']['method']}`, {budget(row['rival']['budget'])}"
+                      if row["rival"] else "–",
                       *(["0 by definition"] * 2 if row["reference"] else
                         map(point_interval, (row["regret"], row["regret_test"])))])
     text = table(["Method", "Budget of a trial", "Seeds", "TFLOP of the search", "over scratch's", "Delivered %, held out",
-                  "over scratch's, points", "Delivered %, test set", "over scratch's there, points", "Regret, points",
+                  "over scratch's, points", "Delivered %, test set", "over scratch's there, points",
+                  "over the best without reuse for no more", "Regret, points",
                   "Regret on the test set, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
     text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
