@@ -80,7 +80,8 @@ def measure_steps(options: list[str], folder: str, scripts: list[str], turns: in
     """Counted seconds and FLOPs of a step of each script, from short runs that take turns with scratch's; preparation apart."""
     def run(script, name, *more):
         module = importlib.import_module(script.replace("/", "."))
-        args = module.parser().parse_args([*options, "--holdout", "0.1", "--results", f"{folder}/{name}", *more])
+        # so low a rate, since few epochs at the usual one leave past runs that some methods diverge with
+        args = module.parser().parse_args([*options, "--holdout", "0.1", "--lr", "0.001", "--results", f"{folder}/{name}", *more])
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):     # evaluated on the few held out: seconds saved
             module.main(args)
         bar.update()
