@@ -15,6 +15,8 @@ def write_table(root: Path, plan: dict) -> Path:
     """TUNING.md and tuning.json in `root`, from its finished runs; unfinished ones are rows without a score."""
     rows, found = [], {run["folder"]: read_finished(root / run["folder"]) for run in plan["runs"]}
     score = one_score(root, found)
+    usual = next((done["config"]["args"]["batch_size"] for run in plan["runs"]           # what a command without one has
+                  if "--batch-size" not in run["command"] and (done := found[run["folder"]])), None)
     for run in plan["runs"]:
         done = found[run["folder"]]
         config, summary = (done["config"], done["summary"]) if done else (None, None)
@@ -22,7 +24,7 @@ def write_table(root: Path, plan: dict) -> Path:
         label = f"{run['method']}-{run['tag']}" if run.get("tag") else run["method"]
         rows.append({"method": label, "budget": run["budget"], "lr": float(words[words.index("--lr") + 1]),
                      "weight_decay": float(words[words.index("--weight-decay") + 1]), "seed": run["seed"],
-                     "batch_size": int(words[words.index("--batch-size") + 1]) if "--batch-size" in words else None,
+                     "batch_size": int(words[words.index("--batch-size") + 1]) if "--batch-size" in words else usual,
                      "accuracy": done["test"] if done else None,
                      **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
                      "loss": summary["test"].get("loss") if done else None,
