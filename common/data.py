@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common import ranks
 from common.amp import amp_dtype
-from common.files import Refused
+from common.files import Refused, listed
 from common.seeding import generator
 from common.splits import CENTER, VIEWS, Split
 from common.subsets import parts, rank_in_class, subset
@@ -59,19 +59,21 @@ def channel_moments(images: np.ndarray, keep: np.ndarray) -> tuple[Tensor, Tenso
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.where(std < 1e-3, 1, std), dtype=torch.float32)
 
 
-def fingerprint(images: np.ndarray, target: np.ndarray) -> str:
-    """16 hex digits that tell data sets apart: all labels and every 97th image."""
+def fingerprint(images: np.ndarray, target: np.ndarray, whole: bool = False) -> str:
+    """16 hex digits that tell data sets apart: all labels and every 97th image; or every one, of files that come and go."""
     plain = target.astype(np.int64) if target.ndim == 1 else target         # classes; label maps and boxes as they are
-    crc = zlib.crc32(np.ascontiguousarray(images[::97]), zlib.crc32(np.ascontiguousarray(plain)))
+    crc = zlib.crc32(np.ascontiguousarray(plain))
+    for image in images if whole else images[::97]:           # one at a time, of what may not fit in memory
+        crc = zlib.crc32(np.ascontiguousarray(image), crc)
     return f"{crc:08x}{zlib.crc32(str(images.shape).encode()):08x}"
 
 
 def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[str] | None = None,
-             split: type[Split] = Split) -> Data:
+             split: type[Split] = Split, anybodys: bool = False) -> Data:
     """Arrays (images [N, H, W, 3] uint8, fine [N], coarse [N]) of both splits -> Data, by --subset, --holdout, --labels.
 
     A fourth array is what `split` has for targets; then no class is in the way and `names` are those of the task's. Otherwise
-    `names` of the classes stand for their numbers where those may change with the data.
+    `names` of the classes stand for their numbers where those may change with the data. anybodys: their files, too, may change.
     """
     (images, fine, coarse, *own), (test_images, test_fine, test_coarse, *test_own) = train, test
     keep, test_keep, labels = subset(args.subset, fine, coarse, test_fine)
@@ -84,6 +86,11 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         lookup = np.full(int(max(target.max(), test_target.max())) + 1, -1)     # class of the data set -> class of this run
         lookup[used] = np.arange(len(used))
         classes = [names[c] for c in used] if names else used.tolist()
+        lacking = np.setdiff1d(test_target[test_keep], used)
+        if len(lacking):                                      # what a subset left nothing of
+            print(f"warning: --subset {args.subset} has no training image of {len(lacking)} classes, whose test images are left "
+                  f"out: {listed([str(names[c] if names else c) for c in lacking])}.")
+            test_keep = test_keep[np.isin(test_target[test_keep], used)]
         target, test_target = lookup[target], lookup[test_target]
     mean, std = channel_moments(images, keep)
 
@@ -95,6 +102,10 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
     final = None
     if args.holdout:                                          # of the whole data set, so that no --subset has seen another's
         held = rank_in_class(fine, np.arange(len(fine)))[keep] >= 1 - args.holdout      # [n]
+        lacking = [] if own else np.setdiff1d(target[keep], target[keep[held]])
+        if len(lacking):
+            print(f"warning: --holdout {args.holdout:g} holds out no image of {len(lacking)} classes, which have too few: "
+                  f"{listed([str(classes[c]) for c in lacking])}.")
         evaluated, keep = part(keep[held], images, target, "none"), keep[~held]
         final = part(test_keep, test_images, test_target, "none")
     else:
@@ -107,9 +118,11 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
         apart.parts = {"old": mask, "new": ~mask}
     data = Data(train, evaluated, classes, "coarse" if coarse_labels else "fine", len(images),
-                fingerprint(images, own[0] if own else fine), final)
+                fingerprint(images, own[0] if own else fine, whole=anybodys), final)
     if not len(data.test):
-        raise Refused(f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more.")
+        raise Refused(
+            f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more." if args.holdout else
+            f"no test image is of a class that --subset {args.subset} trains on: take more classes, or a --holdout.")
     if len(data.train) * args.epochs < args.batch_size:
         raise Refused(f"{len(data.train)} examples x {args.epochs:g} epochs do not fill one batch of --batch-size "
                       f"{args.batch_size}: lower --batch-size or raise --epochs.")

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from common import shapes
-from common.files import Refused, lock
-from common.imagefiles import classes_below, decoded, files_below
+from common.files import Refused, listed, lock
+from common.imagefiles import ENDINGS, classes_below, decoded, files_below
 
 TRAIN_PER_CLASS = 30                                          # of Caltech-101, as in most of its literature
 TEST_SHARE = 0.2                                              # of a tree that has no test set of its own
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")      # folders, in any case
 
 
 @lru_cache(maxsize=2)
@@ -108,7 +109,7 @@ def download_caltech101(data_dir: str, root: Path) -> None:
 
 @lru_cache(maxsize=1)
 def read_folder(data_dir: str, size: int) -> tuple:
-    """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*` (or `val`), or one tree.
+    """Anybody's images as torchvision's ImageFolder wants them: `train/CLASS/*` and `test/CLASS/*` (see TEST), or one tree.
 
     Of one tree `CLASS/*` about a fifth becomes the test set, by a hash of each file's name, so that more images do not move
     those that were there; but a class of few images that would be left with none to train on keeps one until it has more.
@@ -116,13 +117,14 @@ def read_folder(data_dir: str, size: int) -> tuple:
     root = Path(data_dir)
     if not root.is_dir():
         raise Refused(f"--data-dir {root} is no folder. It should hold train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg.")
-    if (root / "train").is_dir():
-        test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if test is None:
-            raise Refused(f"{root} holds train/ but neither test/ nor val/. Name --data-dir {root / 'train'} to take a fifth of "
-                          "that as test set.")
-        names = sorted({*classes_below(root / "train"), *classes_below(test)})
-        return splits(root, root, names, [labelled(tree, names) for tree in (root / "train", test)], size)
+    train, test = half(root, TRAIN), half(root, TEST)
+    if train and test:
+        names = sorted({*classes_below(train), *classes_below(test)})
+        return splits(root, root, names, [labelled(tree, names) for tree in (train, test)], size)
+    if train:
+        raise Refused(f"{root} holds {train.name}/ with folders of classes, but no such test set ({', '.join(TEST)}). Name "
+                      f"--data-dir {train} to take a fifth of that as test set; if {train.name} is a class itself, put its "
+                      "images into it without folders.")
     names = classes_below(root)
     files, label = labelled(root, names)
     number = by_name(files, root)
@@ -131,6 +133,12 @@ def read_folder(data_dir: str, size: int) -> tuple:
         mine = np.flatnonzero(label == c)
         held[mine[number[mine].argmax()]] = False
     return splits(root, root.resolve().parent, names, [(pick(files, mine), label[mine]) for mine in (~held, held)], size)
+
+
+def half(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder below `root` that has the first of these names, in any case, and folders of its own: one a class."""
+    found = {name.lower(): root / name for name in classes_below(root) if classes_below(root / name)}
+    return next((found[name] for name in names if name in found), None)
 
 
 def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
@@ -143,13 +151,13 @@ def labelled(tree: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
         raise Refused(f"{tree} holds {len(names)} class folders, expected two or more: CLASS/*.jpg.")
     found = [(path, label) for label, name in enumerate(names) if (tree / name).is_dir() for path in files_below(tree / name)]
     if not found:
-        raise Refused(f"{tree} holds no image: its class folders ({', '.join(names[:5])}) have no .jpg, .png or the like.")
+        raise Refused(f"{tree} holds no image: its class folders ({listed(names, 5)}) have no .jpg, .png or the like.")
     return [path for path, _ in found], np.array([label for _, label in found])
 
 
 def by_name(files: list[Path], root: Path) -> np.ndarray:
     """[n] in [0, 1): a hash of each file's path below `root`."""
-    return np.array([int(hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest()[:8], 16) for path in files]) / 16 ** 8
+    return np.array([int(hashlib.sha256(os.fsencode(path.relative_to(root))).hexdigest()[:8], 16) for path in files]) / 16 ** 8
 
 
 def pick(files: list[Path], mine: np.ndarray) -> list[Path]:
@@ -168,18 +176,23 @@ def splits(root: Path, cache: Path, names: list[str], found: list[tuple[list[Pat
     images, target = decode_split(root, cache, files, label, size)
     kept = np.unique(target)
     if len(kept) < 2:
-        raise Refused(f"{root} has training images of one class alone ({names[kept[0]]}): add images of another.")
+        raise Refused(f"{root} has training images of one class alone ({listed([names[kept[0]]])}): add images of another.")
     known = np.isin(test_label, kept)
     if not known.all():
         lacking = sorted({names[c] for c in test_label[~known]})
-        print(f"warning: {len(lacking)} classes have no training image, their test images are left out: {', '.join(lacking)}.")
+        print(f"warning: {len(lacking)} classes have no training image, their test images are left out: {listed(lacking)}.")
     if len(known) and not known.any():
         raise Refused(f"{root} has no test image of any class that it has training images of "
-                      f"({', '.join(names[c] for c in kept[:5])}): use the same class folders in both.")
+                      f"({listed([names[c] for c in kept], 5)}): use the same class folders in both.")
     test_images, test_target = decode_split(root, cache, pick(test_files, known), test_label[known], size)
     unseen = sorted(names[c] for c in np.setdiff1d(kept, test_target))
     if unseen:
-        print(f"warning: {len(unseen)} classes have no test image: {', '.join(unseen)}.")
+        print(f"warning: {len(unseen)} classes have no test image: {listed(unseen)}.")
+    empty = [name for c, name in enumerate(names) if c not in kept and c not in test_label]
+    if empty:
+        print(f"warning: {len(empty)} class folders have no image ({' '.join(ENDINGS)}) that can be read: {listed(empty)}.")
+    print(f"{root}: {len(kept)} classes ({listed([names[c] for c in kept], 3)}), {len(target)} images to train, "
+          f"{len(test_target)} to test.")
     number = {c: i for i, c in enumerate(kept.tolist())}
     target, test_target = (np.array([number[c] for c in labels.tolist()]) for labels in (target, test_target))
     return (images, target, target), (test_images, test_target, test_target), [names[c] for c in kept]

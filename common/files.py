@@ -3,7 +3,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -15,6 +15,12 @@ class Refused(SystemExit):
 
     def __str__(self) -> str:
         return str(self.code)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """What a message says of many names; bytes in them that are no UTF-8 are escaped, which a console would not take."""
+    shown = ", ".join(os.fsencode(name).decode(errors="backslashreplace") for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unwritable(path: Path, error: OSError) -> Refused:

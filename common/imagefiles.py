@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import Refused, lock, read_json, reserve, unwritable, write_json
+from common.files import Refused, listed, lock, read_json, reserve, write_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")      # torchvision's ImageFolder's
 DECODER = 2                                                   # what files decoded by earlier versions are told from
-NAMED = 10                                                    # unreadable files that a message names
+NAMED = 10                                                    # unreadable files that a message explains
 
 
 def classes_below(folder: Path) -> list[str]:
@@ -61,24 +61,29 @@ def decoded(files: Sequence[Path], size: int, root: Path, cache: Path) -> tuple[
     """Memory-mapped images [n, size, size, 3] uint8 of the readable files, and which of `files` they are [n].
 
     Made once, with a progress bar, in `cache`/.decoded or, where that cannot be written, in ~/.cache/encore. Sizes, times and
-    names of the files below `root` tell whether it is still theirs. Unreadable files are named and left out.
+    names of the files below `root`, and whether one may read them, tell whether it is still theirs. Unreadable files are named
+    and left out.
 
     Raises
         Refused: no file can be read, or the disk is full.
     """
     names = [str(path.relative_to(root)) for path in files]
-    stat = [(name, (s := path.stat()).st_size, s.st_mtime_ns) for name, path in zip(names, files, strict=True)]
+    stat = [(name, (s := path.stat()).st_size, s.st_mtime_ns, *(() if os.access(path, os.R_OK) else ("closed",)))
+            for name, path in zip(names, files, strict=True)]
     key = hashlib.sha256(json.dumps([DECODER, size, stat]).encode()).hexdigest()[:16]
-    folder = cache / ".decoded" if os.access(cache, os.W_OK) else Path.home() / ".cache" / "encore"
+    beside, home = cache / ".decoded", Path.home() / ".cache" / "encore"
+    made = [folder for folder in (beside, home) if (folder / f"{key}.json").exists() and (folder / f"{key}.npy").exists()]
+    folder = made[0] if made else beside if os.access(beside if beside.exists() else cache, os.W_OK) else home
     path, said = folder / f"{key}.npy", folder / f"{key}.json"
-    with lock(folder / f"{key}.lock", wait=True):             # one process makes it, the others wait
-        if not (path.exists() and said.exists()):
-            write(path, said, files, names, size)
+    if not made:
+        with lock(folder / f"{key}.lock", wait=True):         # one process makes it, the others wait
+            if not (path.exists() and said.exists()):
+                write(path, said, files, names, size)
     bad = read_json(said).get("unreadable")
     if bad is None:
         raise Refused(f"{said} is damaged: delete it and {path.name}, and both are made again.")
     if bad:
-        shown = "\n".join(f"    {name}: {why}" for name, why in list(bad.items())[:NAMED])
+        shown = "\n".join(f"    {listed([name])}: {listed([why])}" for name, why in list(bad.items())[:NAMED])
         print(f"warning: {len(bad)} of {len(files)} images cannot be read and are left out:\n{shown}"
               + ("\n    ..." if len(bad) > NAMED else ""))
     try:
@@ -107,7 +112,8 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
                     table[n] = image
                     n += 1
         if not n:
-            raise Refused(f"none of {len(files)} images can be read, the first because of {next(iter(bad.values()), 'nothing')}: "
+            why = listed([next(iter(bad.values()), "nothing")])
+            raise Refused(f"none of {len(files)} images can be read, the first because of {why}: "
                           "look whether they are images in a format that Pillow reads.")
         table.flush()
         if bad:                                               # fewer rows than were planned
@@ -115,7 +121,8 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
             os.replace(partial.with_suffix(".short.npy"), partial)
         os.replace(partial, path)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise Refused(f"cannot write {path}: {error.strerror}. It takes {len(files) * size * size * 3 / 2 ** 30:.2g} GiB: make "
+                      f"room, or make {path.parent} a link to a folder that has it.") from None
     finally:
         partial.unlink(missing_ok=True)
     write_json(said, {"unreadable": bad})

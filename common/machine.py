@@ -35,9 +35,26 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+        return min([1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))), *left_by_groups()])
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def left_by_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes left below the limit of this process's control group (version 2; of a container, a Slurm job) and of those above."""
+    try:
+        group = root / next(line[4:] for line in own.read_text().splitlines() if line.startswith("0::/"))
+    except (OSError, StopIteration):
+        return []
+    left = []
+    for folder in (group, *group.parents):
+        try:
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):                         # no such file, or "max": no limit
+            continue
+        left.append(limit - used + int(stat.get("inactive_file", 0)))           # what of the files' cache goes when asked
+    return left
 
 
 def keep_memory() -> None:

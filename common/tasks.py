@@ -118,16 +118,17 @@ def evaluate_classifier(model: nn.Module, split: Split, batch: int | None = None
     return {"test/accuracy": right[used].sum().item() / len(split), "test/loss": loss.item() / len(split)} | apart
 
 
-def load_with(read: Callable, split: type[Split] = Split) -> Callable:
+def load_with(read: Callable, split: type[Split], anybodys: bool) -> Callable:
     """load(args, device) -> Data of a task whose `read(data_dir, image_size)` returns the arrays of both splits."""
     def load(args, device):
         train, test, *names = read(args.data_dir, args.image_size)
-        return assemble(train, test, args, device, *names, split=split)
+        return assemble(train, test, args, device, *names, split=split, anybodys=anybodys)
     return load
 
 
 def task_of(read: Callable, functions: dict, net: Callable, split: type[Split] = Split, **options) -> Task:
-    return Task(read=read, load=load_with(read, split), net=net, build=build_with(net), **functions, **options)
+    load = load_with(read, split, options.get("anybodys", False))
+    return Task(read=read, load=load, net=net, build=build_with(net), **functions, **options)
 
 
 def dense(read: Callable) -> Callable:

@@ -79,11 +79,15 @@ def small_stem(net: nn.Module) -> None:
 
 @torch.no_grad()
 def feature_nodes(net: nn.Module, image: Tensor) -> list[str]:
-    """Names of the nodes whose outputs are the features, and of the output: the last node [B, c, h, h] of each of the last h."""
+    """Names of the nodes whose outputs are the features, and of the output: the last node [B, c, h, h] of each of the last h.
+
+    A map that is larger than one before it (a pooling to a fixed size, of small images) says nothing that was not there.
+    """
     nodes = get_graph_node_names(net)[1]                      # as traced in eval mode
     every = create_feature_extractor(net.eval(), nodes)
-    maps = {name: out.shape[2:] for name, out in every(image).items()
-            if isinstance(out, Tensor) and out.ndim == 4 and name != nodes[0]}  # but not of the image itself
+    maps = [(name, out.shape[2]) for name, out in every(image).items()         # but not of the image itself, or of weights
+            if isinstance(out, Tensor) and out.ndim == 4 and len(out) == len(image) and out.shape[2] == out.shape[3] > 1
+            and name != nodes[0]]
     net.train()
-    last = {size: name for name, size in maps.items() if size[0] == size[1] > 1}
+    last = {size: name for i, (name, size) in enumerate(maps) if size == min(before for _, before in maps[:i + 1])}
     return [*sorted(last.values(), key=nodes.index)[-FEATURES:], nodes[-1]]

@@ -70,6 +70,10 @@ def test_a_fingerprint_tells_data_sets_apart():
     assert len({fingerprint(images, target), fingerprint(other, target), fingerprint(images, target[::-1]),
                 fingerprint(images[:, :2], target)}) == 4
     assert fingerprint(images, target.astype(np.int32)) == fingerprint(images, target)
+    swapped = images.copy()
+    swapped[5] = 1                                            # not among those that are looked at, unless all are
+    assert fingerprint(images, target) == fingerprint(swapped, target)
+    assert fingerprint(images, target, whole=True) != fingerprint(swapped, target, whole=True)
 
 
 def test_a_channel_that_is_the_same_everywhere_can_be_divided_by():

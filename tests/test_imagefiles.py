@@ -1,6 +1,7 @@
 """Image files on disk: anybody's folders, Caltech-101's layout, what is damaged, odd or missing, or too much for memory."""
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -131,12 +132,100 @@ def test_a_class_that_only_the_test_set_has_leaves_it_on_disk(tmp_path):
     (lambda root: [(root / name).mkdir(parents=True) or (root / name / "x.jpg").write_bytes(b"") for name in "ab"],
      "none of 2 images can be read"),
     (lambda root: [picture(root / name / "1.png", (1, 2, 3)) for name in "ab"], "too few images for a test set"),
-    (lambda root: [picture(root / "train" / name / "1.png", (1, 2, 3)) for name in "ab"], "holds train/ but neither test/")])
+    (lambda root: [picture(root / "train" / name / "1.png", (1, 2, 3)) for name in "ab"],
+     "holds train/ with folders of classes, but no such test set"),
+    (lambda root: [picture(root / name / "1.png", (1, 2, 3)) for name in ("Train/a", "Train/b", "valid/1")],
+     "has no test image of any class")])
 def test_folders_that_are_no_data_set(make, match, tmp_path):
     make(tmp_path / "root")
     with pytest.raises(Refused, match=match):
         datasets.read_folder(str(tmp_path / "root"), 16)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("train, test", [("Training", "Testing"), ("train", "valid"), ("TRAIN", "Val")])
+def test_halves_by_other_names(train, test, tmp_path, capsys):
+    for name in (f"{train}/a", f"{train}/b", f"{test}/a", f"{test}/b"):
+        picture(tmp_path / name / "1.png", (1, 2, 3))
+    (tmp_path / "test").mkdir(exist_ok=True)                  # without labels, as a competition's
+    picture(tmp_path / "test/1.png", (1, 2, 3))
+    (_, target, _), (_, test_target, _), names = datasets.read_folder(str(tmp_path), 16)
+    assert names == ["a", "b"] and target.tolist() == test_target.tolist() == [0, 1]
+    assert "2 classes (a, b), 2 images to train, 2 to test." in capsys.readouterr().out
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("car", "train", "test"):
+        for i in range(12):
+            picture(tmp_path / name / f"{i}.png", (1, 2, 3))
+    assert datasets.read_folder(str(tmp_path), 16)[2] == ["car", "test", "train"]
+
+
+def test_folders_without_an_image_are_named(tree, capsys):
+    picture(tree / "gifs/1.gif", (1, 2, 3))
+    (tree / "none").mkdir()
+    assert datasets.read_folder(str(tree), 16)[2] == ["blue", "red"]
+    said = capsys.readouterr().out
+    assert "2 class folders have no image (.jpg " in said and "that can be read: gifs, none." in said
+
+
+def test_a_name_that_is_no_utf8(tree, capsys):
+    odd = os.fsdecode(b"Mu\xf1oz.png")
+    picture(tree / "red" / odd, (250, 20, 0))
+    assert sum(len(part[0]) for part in datasets.read_folder(str(tree), 16)[:2]) == 21
+    (tree / "red" / odd).write_bytes(b"no image")
+    datasets.read_folder.cache_clear()
+    datasets.read_folder(str(tree), 16)
+    assert "Mu\\xf1oz.png: UnidentifiedImageError" in capsys.readouterr().out
+
+
+def test_a_file_that_may_be_read_now_is(tree, monkeypatch):
+    """Its size and time are what they were."""
+    def reads(path, mode):
+        return (os.fspath(path) != str(tree / "red/3.png") or mode != os.R_OK) and access(path, mode)
+
+    access, decode = os.access, imagefiles.decode
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", reads)
+        closed.setattr(imagefiles, "decode", lambda path, size: decode(path, size) if reads(path, os.R_OK) else "PermissionError")
+        assert sum(len(part[0]) for part in datasets.read_folder(str(tree), 16)[:2]) == 19
+    datasets.read_folder.cache_clear()
+    assert sum(len(part[0]) for part in datasets.read_folder(str(tree), 16)[:2]) == 20
+
+
+def test_classes_that_a_part_lacks_are_named_or_refused(tmp_path, capsys):
+    def load(*argv):
+        return tasks.TASKS["folder"].load(parse("baselines/scratch", "--task", "folder", "--data-dir", tmp_path, "--image-size",
+                                                16, "--batch-size", 4, "--results", tmp_path / "results", *argv), CPU)
+
+    for name, n in (("train/a", 20), ("train/b", 20), ("train/c", 1), ("test/b", 3), ("test/c", 2)):
+        for i in range(n):
+            picture(tmp_path / name / f"{i}.png", (i, 2, 3))
+    assert len(load().test) == 5
+    lacks = next(data for k in range(1, 6) if len((data := load("--subset", f"not:{k}/5")).classes) == 2)       # c's only image
+    assert len(lacks.test) == 3 and lacks.test.target[lacks.test.index].tolist() == [1, 1, 1]
+    assert "has no training image of 1 classes, whose test images are left out: c." in capsys.readouterr().out
+    assert len(load("--holdout", "0.1").test) == 4
+    assert "--holdout 0.1 holds out no image of 1 classes, which have too few: c." in capsys.readouterr().out
+    for name in (chosen := load("--subset", "classes:2").classes):
+        shutil.rmtree(tmp_path / "test" / name, ignore_errors=True)
+    picture(tmp_path / "test" / ({*"abc"} - {*chosen}).pop() / "0.png", (1, 2, 3))
+    datasets.read_folder.cache_clear()
+    with pytest.raises(Refused, match="no test image is of a class that --subset classes:2 trains on: take more classes"):
+        load("--subset", "classes:2")
+
+
+def test_other_files_are_other_data(tree, tmp_path):
+    """As many of each class as before, another one among them."""
+    def load():
+        datasets.read_folder.cache_clear()
+        return tasks.TASKS["folder"].load(parse("baselines/scratch", "--task", "folder", "--data-dir", tree, "--image-size", 16,
+                                                "--batch-size", 4, "--results", tmp_path), CPU).fingerprint
+
+    before = load()
+    last = max((tree / "red").iterdir(), key=lambda path: datasets.by_name([path], tree)[0])         # trains
+    picture(last, (250, 100, 0))
+    assert load() != before
 
 
 def test_caltech101_takes_30_of_a_class_and_no_background(tmp_path, capsys):
@@ -232,6 +321,25 @@ def test_a_read_only_data_folder_keeps_its_array_elsewhere(tree, tmp_path, monke
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     datasets.read_folder(str(tree), 16)
     assert list((tmp_path / "home/.cache/encore").glob("*.npy")) and not (tree.parent / ".decoded").exists()
+
+
+def test_an_array_that_is_there_needs_no_lock(tree, monkeypatch):
+    """Another's, in a folder that one may not write."""
+    whole = datasets.read_folder(str(tree), 16)[0]
+    datasets.read_folder.cache_clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr(imagefiles, "lock", lambda path, wait: pytest.fail(f"locks {path}"))
+    assert np.array_equal(datasets.read_folder(str(tree), 16)[0][0], whole[0])
+
+
+def test_a_disk_without_room_for_the_array(tree, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(imagefiles, "reserve", full)
+    with pytest.raises(Refused, match=r"No space left on device. It takes .* GiB: make room, or make .*\.decoded a link"):
+        datasets.read_folder(str(tree), 16)
+    assert not list(tree.parent.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("mode, ending, dtype, top", [

@@ -54,6 +54,15 @@ def test_torchvision_models(name):
     assert state[model.head_name + ".weight"].shape[0] == 10
 
 
+def test_features_are_maps_of_the_image_that_do_not_grow():
+    """swin_t has a table of weights as a node [1, 24, 49, 49]; AlexNet pools 3 x 3 up to 6 x 6 where images are small."""
+    model = made("tv:alexnet", size=64)
+    model.eval()
+    sizes = [f.shape[2] for f in model(torch.zeros(2, 3, 64, 64), features=True)[1]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 3
+    assert not any("position_bias" in name for name in made("tv:swin_t", size=64).nodes)
+
+
 def test_small_images_keep_their_size_in_the_stem():
     assert made("tv:resnet18").net.conv1.stride == (1, 1) and made("tv:resnet18", size=64).net.conv1.stride == (2, 2)
 

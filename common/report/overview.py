@@ -20,7 +20,11 @@ def answer(report: Mapping, kind: str) -> str:
     if kind == "reload weights":
         return reload_answer(item)
     if item["method"] is None:
-        return f"none of {item['candidates']}" if "measured" in item else "no method established"
+        if "measured" not in item:
+            return "no method established"
+        if not item["measured"] and item["candidates"]:
+            return "not measured that far"
+        return f"none of {item['measured']}" + (" measured that far" if item["measured"] < item["candidates"] else "")
     if kind == "accuracy at equal FLOPs":
         return (f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points "
                 f"at budget {budget(item['budget'])}")
