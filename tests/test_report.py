@@ -15,7 +15,7 @@ from common.report import main, read_study, recommend, scores, words, write_read
 from common.report.aggregate import aggregate
 from common.report.figures import drawn as methods_drawn
 from common.report.origin import provenance
-from common.report.overview import write_overview
+from common.report.overview import answer, write_overview
 
 # two-sided 95 % quantiles of Student's t from the usual table
 SECOND = {"miou": "pixel_accuracy", "map": "map50", "bleu": "nist"}
@@ -866,6 +866,13 @@ def test_a_score_without_words_is_refused(tmp_path):
     add(tmp_path, "scratch", 1, 0, 0.5, score="bleu")
     with pytest.raises(Refused, match="seed0 has the score 'bleu', the report knows accuracy, miou, map"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("measured, candidates, cell", [
+    (0, 6, "not measured that far"), (2, 6, "none of 2 measured that far"), (6, 6, "none of 6"), (0, 0, "none of 0")])
+def test_overview_counts_only_what_was_measured_far_enough(measured, candidates, cell):
+    item = {"kind": "save compute, full", "method": None, "measured": measured, "candidates": candidates}
+    assert answer({"blocked": [], "recommendations": [item]}, "save compute, full") == cell
 
 
 def test_overview_calls_each_study_s_score_by_its_own_name(tmp_path):
