@@ -185,6 +185,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.task in TASKS and TASKS[args.task].anybodys and args.data_dir == args.own_defaults["data_dir"]:
         raise Refused(f"--task {args.task} is for images of your own: name the folder that holds them with --data-dir "
                       f"({args.data_dir}/ holds the other tasks' data).")
+    if args.task in TASKS and TASKS[args.task].anybodys:
+        args.data_dir = str(Path(args.data_dir).resolve())    # as recorded, so that who inherits it finds it from any folder
     if args.task not in TASKS:
         raise Refused(f"--task {args.task} is unknown here; choose from {', '.join(TASKS)}.")
     if (kind := TASKS[args.task].predicts) not in args.predicts:

@@ -9,7 +9,7 @@ import torch
 from conftest import parse, run_script
 from PIL import Image
 
-from common import datasets, imagefiles, splits, tasks
+from common import datasets, imagefiles, machine, splits, tasks
 from common.files import Refused
 from common.past import PastRun
 
@@ -267,6 +267,18 @@ def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
     assert torch.equal(whole.train.images(index, view), mapped.train.images(index, view))
 
 
+def test_memory_that_a_control_group_leaves(tmp_path):
+    """The job may take 100, of the 70 it took 20 are files' cache; above it there is no limit."""
+    for folder, limit in (("slurm/job", "100"), ("slurm", "max")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in (("max", limit), ("current", "70"), ("stat", "anon 50\ninactive_file 20\n")):
+            (tmp_path / folder / f"memory.{name}").write_text(text + "\n")
+    own = tmp_path / "cgroup"
+    own.write_text("0::/slurm/job\n")
+    assert machine.left_by_groups(own, tmp_path) == [50]
+    assert machine.left_by_groups(tmp_path / "none", tmp_path) == [] and machine.free_memory(CPU) > 2 ** 20
+
+
 def test_a_damaged_list_of_a_cache_is_named(tree):
     datasets.read_folder(str(tree), 16)
     for path in (tree.parent / ".decoded").glob("*.json"):
@@ -279,6 +291,11 @@ def test_a_damaged_list_of_a_cache_is_named(tree):
 def test_images_of_ones_own_need_a_folder():
     with pytest.raises(Refused, match="is for images of your own: name the folder that holds them with --data-dir"):
         parse("baselines/scratch", "--task", "folder")
+
+
+def test_a_folder_is_recorded_from_the_root(tree, monkeypatch):
+    monkeypatch.chdir(tree.parent)
+    assert parse("baselines/scratch", "--task", "folder", "--data-dir", "images").data_dir == str(tree.resolve())
 
 
 def test_runs_on_folders_and_a_trunk_from_elsewhere(tree, past, tmp_path, capsys):
