@@ -271,7 +271,7 @@ def test_memory_that_a_control_group_leaves(tmp_path):
     """The job may take 100, of the 70 it took 20 are files' cache; above it there is no limit."""
     for folder, limit in (("slurm/job", "100"), ("slurm", "max")):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        for name, text in (("max", limit), ("current", "70"), ("stat", "anon 50\ninactive_file 20\n")):
+        for name, text in (("max", limit), ("current", "70"), ("stat", "anon 50\ninactive_file 20")):
             (tmp_path / folder / f"memory.{name}").write_text(text + "\n")
     own = tmp_path / "cgroup"
     own.write_text("0::/slurm/job\n")
