@@ -5,6 +5,7 @@ from common.tunings import (
     AUGMENTED,
     BETWEEN,
     CALTECH,
+    CALTECH101,
     DETECTION,
     GROW,
     GROW_SHAPE,
@@ -173,7 +174,7 @@ def studies() -> dict[str, Study]:
                 Runs("methods/partial_kd", half, THREE, EARLY, "early"),
                 # labels with as much weight as the teacher, who says nothing of the new classes
                 Runs("methods/kd", half, THREE, ("--alpha", "0.5"), "even"))),
-        "caltech101-mini": Study(**CALTECH, others=TRUNKS, runs=(
+        "caltech101-mini": Study(**CALTECH, settings=CALTECH101, others=TRUNKS, runs=(
             Runs("baselines/scratch", (0.5, 0.75, 1, 2), THREE),
             *(Runs(script, (0.5,), THREE) for script in ("baselines/warm_start", "methods/kd", "methods/loss_replay",
                                                          "methods/shrink_perturb")),

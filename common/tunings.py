@@ -18,6 +18,8 @@ RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_pertu
 SEGMENTATION = dict.fromkeys((0.25, 0.5, 0.75, 1, 2), (0.2, 5e-4))
 # Best of detection-mini-tuning with batches of 4; 3/4 was not tuned.
 DETECTION = dict.fromkeys((0.25, 0.5, 0.75, 1, 2), (0.1, 2e-3))
+# Best of caltech101-mini-tuning with batches of 64.
+CALTECH101 = {0.5: (0.4, 5e-4), 0.75: (0.2, 5e-4), 1: (0.2, 2e-3), 2: (0.2, 2e-3)}
 # Of the studies, so that what tunes one is of its shape.
 NO_VIEWS = ("--augment", "none", "--batch-size", "64")
 GROW_SHAPE = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
@@ -106,7 +108,8 @@ def tunings() -> dict[str, Study]:
             *tuning(1, (0.2,), (2e-3,), 0.2, seeds=(1, 2)))),       # best by one
         # what begins with past weights, of the same task and of another, with settings of its own
         "caltech101-mini-reuse-tuning": Study(
-            **CALTECH, past_options=("--holdout", "0.2"), past_seeds=(100,), others=TRUNKS, tuning=True, runs=tuple(
+            **CALTECH, settings=CALTECH101, past_options=("--holdout", "0.2"), past_seeds=(100,), others=TRUNKS, tuning=True,
+            runs=tuple(
                 runs for more in ({}, TRUNK) for runs in (
-                    *tuning(0.5, (0.05, 0.1, 0.2), (5e-4,), 0.2, "baselines/warm_start", **more),
+                    *tuning(0.5, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2, "baselines/warm_start", **more),
                     *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more))))}

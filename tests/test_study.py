@@ -183,7 +183,7 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
         if accuracy is not None:
             (tmp_path / folder).mkdir(parents=True)
             summary = {"test": {"accuracy": accuracy, "loss": 2.0}, "train": {"correct": 0.4}}
-            config = {"commit": "1" * 40, "dirty": False, "versions": {"torch": "2.15"},
+            config = {"commit": "1" * 40, "dirty": False, "versions": {"torch": "2.15"}, "args": {"batch_size": 64},
                       "device": {"name": "a CPU", "threads": 1}}
             (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
             (tmp_path / folder / "config.json").write_text(json.dumps(config))
