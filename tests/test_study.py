@@ -200,6 +200,12 @@ def test_tuning_table_marks_the_best_and_shows_what_is_missing(tmp_path):
     assert [row["accuracy"] for row in json.loads((tmp_path / "tuning.json").read_text())["rows"]] == [0.397, 0.414, None]
     assert "All methods then use what scratch got" in text
     assert "Batch size" not in text and "batch_size" not in (tmp_path / "tuning.json").read_text()
+    plain = made["runs"][1]["command"]                        # where only some commands name one, the others have the task's
+    made["runs"][1]["command"] += " --batch-size 16"
+    (tmp_path / "plan.json").write_text(json.dumps(made))
+    text = write_report(tmp_path).read_text()
+    assert "| 16 | 0.4 | 0.0002 | 39.70 |" in text and "| 64 | 0.8 | 0.0002 | **41.40** |" in text and "| 64 | 1.6 |" in text
+    made["runs"][1]["command"] = plain
     for one, size in zip(made["runs"], (16, 8, 8), strict=True):
         one["command"] += f" --batch-size {size}"
     (tmp_path / "plan.json").write_text(json.dumps(made))
