@@ -1,4 +1,4 @@
-"""A queue that makes the runs of a plan: `./run_all.sh [STUDY] [--list] [--jobs N] [--compile | --graph | --fastest]`.
+"""A queue that makes the runs of a plan: `./run_all.sh [STUDY] [--list] [--jobs N] [--compile] [--graph] [--fastest]`.
 
 On machines without a GPU, runs are forked from this process, which has torch loaded, so that a hundred little runs do
 not import it a hundred times; each does what its printed command does with OMP_NUM_THREADS set. Finished runs are
@@ -76,7 +76,7 @@ class Queue:
             if (folder / "last.pt").exists():                 # a killed run goes on with what it was begun with
                 begun = read_json(folder / "config.json")
                 threads = begun["device"]["threads"]
-                flags = [flag for loop in FLAGS.values() for flag in loop if begun["args"].get(flag.removeprefix("--"))]
+                flags = [flag for flag in FLAGS["compiled_graph"] if begun["args"].get(flag.removeprefix("--"))]
             words = [*shlex.split(run["command"])[1:], *flags]
             start = self._fork if torch.version.cuda is None or not torch.cuda.device_count() else self._spawn
             self.running[start(words, folder, threads)] = run, time.monotonic()
@@ -154,28 +154,28 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.")
     parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
-                        "between stages that wait for each other, and stop; with --compile or --graph as you give them")
+                        "between stages that wait for each other, and stop; with --compile and --graph as you give them")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them, "
                         "or OMP_NUM_THREADS each (default: one per core, 4 for each GPU)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a fifth faster on two "
-                     "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
-    how.add_argument("--graph", action="store_true", help="capture the steps of the runs that begin now as CUDA graphs")
-    how.add_argument("--fastest", action="store_true", help="whichever of these, or neither, ends this study's first run the "
-                     "soonest, compiling or capturing included: measured once per machine, kept in results/cache")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the runs that begin now: a fifth faster on two "
+                        "Xeon cores, needs a C++ compiler, not bit for bit the same (default: not)")
+    parser.add_argument("--graph", action="store_true", help="capture the steps of the runs that begin now as CUDA graphs")
+    parser.add_argument("--fastest", action="store_true", help="whichever of these, both or neither, ends this study's first run "
+                        "the soonest, compiling or capturing included: measured once per machine, kept in results/cache")
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise Refused(f"--jobs must be at least 1, got {args.jobs}.")
+    if args.fastest and (args.compile or args.graph):
+        raise Refused("--fastest chooses between --compile, --graph, both and neither: leave those out.")
     if args.graph and not torch.cuda.device_count():
         raise Refused("--graph is for GPUs, and there is none here: leave it out.")
     os.chdir(ROOT)                                            # commands and folders in a plan are relative to it
     chosen = plan(args.study, plans[args.study])
     everything = chosen["past"] + chosen["runs"]
-    loop = "compiled" if args.compile else "graph" if args.graph else "eager"
+    flags = [*(["--compile"] if args.compile else []), *(["--graph"] if args.graph else [])]
     if args.list:
         if args.fastest:
-            raise Refused("--list prints commands and measures nothing: give it --compile, --graph or neither.")
-        flags = FLAGS[loop]
+            raise Refused("--list prints commands and measures nothing: give it --compile, --graph, both or neither.")
         for number, stage in groupby(everything, key=lambda run: run.get("stage", 1)):      # past runs have none, and come first
             print(*([""] if number > 1 else []), *dict.fromkeys(" ".join([run["command"], *flags]) for run in stage), sep="\n")
         return
@@ -190,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.fastest:
             loop = fastest(everything[0]["command"], threads_each(jobs))
             print(f"the fastest loop here: {loop}")
-        make(root, chosen, jobs, FLAGS[loop])
+            flags = FLAGS[loop]
+        make(root, chosen, jobs, flags)
 
 
 def make(root: Path, chosen: dict, jobs: int, flags: list[str] = FLAGS["eager"]) -> None:

@@ -75,7 +75,8 @@ def test_a_loop_that_does_not_work_here_is_left_out(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("seconds, name", [
     ({"eager": 100, "compiled": 95}, "eager"), ({"eager": 100, "compiled": 75}, "compiled"),
-    ({"eager": 100, "compiled": 30, "graph": 32}, "graph"), ({"eager": 100, "compiled": 30, "graph": 50}, "compiled")])
+    ({"eager": 100, "compiled": 30, "graph": 32}, "graph"), ({"eager": 100, "compiled": 30, "graph": 50}, "compiled"),
+    ({"eager": 100, "compiled": 90, "graph": 40, "compiled_graph": 30}, "compiled_graph")])
 def test_a_tie_goes_to_the_simpler_loop(seconds, name):
     assert fastest.choose(seconds) == name
 
@@ -93,5 +94,5 @@ def test_a_study_asks_for_its_first_run_s_loop(tmp_path, monkeypatch):
 
 
 def test_a_failed_measurement_says_what_to_do(monkeypatch):
-    with pytest.raises(Refused, match="could not be measured .see above.: choose --compile, --graph or neither"):
+    with pytest.raises(Refused, match="could not be measured .see above.: choose --compile, --graph, both or neither"):
         fastest.fastest("python baselines/scratch.py --task nothing", 1)

@@ -427,13 +427,14 @@ def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path
     for begun in (False, True):
         (tmp_path / f"begun{begun}").mkdir()
         (tmp_path / f"begun{begun}/last.pt").touch()
-        (tmp_path / f"begun{begun}/config.json").write_text(json.dumps({"device": {"threads": 1}, "args": {"compile": begun}}))
+        (tmp_path / f"begun{begun}/config.json").write_text(json.dumps({
+            "device": {"threads": 1}, "args": {"compile": begun, "graph": begun}}))
     monkeypatch.setattr(study.Queue, "_fork", start)
-    for flags in (["--compile"], ["--graph"], []):
+    for flags in (["--compile"], ["--graph"], ["--compile", "--graph"], []):
         queue = study.Queue(tmp_path, 1, 3, flags)
         queue.make([{"folder": name, "command": "python methods/kd.py"} for name in ("begunFalse", "begunTrue", "new")])
         assert {name: words[1:] for name, words in asked.items()} == {
-            "begunFalse": [], "begunTrue": ["--compile"], "new": flags}
+            "begunFalse": [], "begunTrue": ["--compile", "--graph"], "new": flags}
 
 
 def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):
@@ -464,3 +465,9 @@ def test_what_pays_is_the_cheapest_that_loses_no_point(tmp_path):
 def test_a_study_cannot_be_captured_without_a_gpu(tmp_path):
     with pytest.raises(Refused, match="--graph is for GPUs, and there is none here: leave it out"):
         study.main(["demo", "--graph"])
+
+
+@pytest.mark.parametrize("flag", ["--compile", "--graph"])
+def test_the_fastest_loop_is_not_also_named(flag):
+    with pytest.raises(Refused, match="--fastest chooses between --compile, --graph, both and neither: leave those out"):
+        study.main(["demo", "--fastest", flag])

@@ -29,7 +29,7 @@ from common.speed.loops import FLAGS, PHASES, STEPS, take_turns
 from common.speed.rivals import build_loops
 from common.tasks import TASKS
 
-LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph")
+LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph", "compiled_graph")
 
 
 def measure_loops(loops: dict, rounds: int, steps: int, bar: tqdm) -> dict[str, dict]:
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME", help="torch device")
     add("--rounds", type=int, default=9, help="turns of each loop, of which the median counts (default: 9)")
     add("--steps", type=int, metavar="N", help="steps in a turn (default: 3, on a GPU 50)")
-    add("--loops", nargs="+", choices=LOOPS, metavar="NAME", help="loops to measure (default: all; graph only on a GPU)")
+    add("--loops", nargs="+", choices=LOOPS, metavar="NAME", help="loops to measure (default: all; captured ones only on a GPU)")
     add("--scripts", nargs="*", metavar="NAME", help="scripts whose step to measure, such as kd (default: all)")
     add("--turns", type=int, default=3, help="turns of each script between scratch's, of which the median counts (default: 3)")
     add("--json", metavar="FILE", help="also write everything measured there")
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         return print_memory(options, args.memory_of)
     known = every_script()
     scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
-    asked = args.loops or [name for name in LOOPS if name != "graph" or torch.device(args.device).type == "cuda"]
+    asked = args.loops or [name for name in LOOPS if "graph" not in name or torch.device(args.device).type == "cuda"]
     names = [*(name for name in LOOPS if name in {"textbook", "eager", *asked}), "convolutions"]
     total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) * args.turns if scripts else 0)
     begin, code = time.perf_counter(), code_version()         # that which runs, whatever is edited meanwhile

@@ -20,12 +20,14 @@ from common.machine import ROOT, device_name
 from common.speed.loops import OURS, STEPS, ours, take_turns
 
 CACHE = ROOT / "results/cache"
-SIMPLER = ("eager", "graph", "compiled")                      # which comes first where the difference is a tie
+SIMPLER = ("eager", "graph", "compiled", "compiled_graph")    # which comes first where the difference is a tie
 TIE = 0.9                                                     # of its seconds, by which another must be faster
 
 
 def fastest(command: str, threads: int) -> str:
-    """"eager", "graph" or "compiled": which ends that run of scratch first; in a process of its own, as its parent may fork.
+    """"eager", "graph", "compiled" or "compiled_graph": which ends that run of scratch first.
+
+    In a process of its own, as its parent may fork.
 
     Args
         command: of the run, as a plan has it.
@@ -34,7 +36,7 @@ def fastest(command: str, threads: int) -> str:
     words = [sys.executable, "-m", "common.speed.fastest", *shlex.split(command)[2:]]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise Refused("which loop is the fastest could not be measured (see above): choose --compile, --graph or neither.")
+        raise Refused("which loop is the fastest could not be measured (see above): choose --compile, --graph, both or neither.")
     return done.stdout.split()[-1]
 
 
@@ -45,7 +47,7 @@ def choose(seconds: dict[str, float]) -> str:
 
 def measure(argv: list[str], args) -> dict[str, float]:
     """Seconds of the run's steps in each loop that works here, with what compiling or capturing takes, which no clock counts."""
-    rounds, names = 9, [name for name in OURS if name != "graph" or torch.device(args.device).type == "cuda"]
+    rounds, names = 9, [name for name in OURS if "graph" not in name or torch.device(args.device).type == "cuda"]
     loops = {}
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(names) * (1 + rounds), unit="turn", file=sys.stderr) as bar:
         for name in names:

@@ -13,7 +13,8 @@ from common.tasks import TASKS
 
 PHASES = ("data", "forward", "backward", "optimizer")
 STEPS = {"cpu": 3, "cuda": 50}                                # of a loop at a time, when loops take turns
-FLAGS = {"eager": [], "compiled": ["--compile"], "graph": ["--graph"]}           # our loops -> arguments of a script
+FLAGS = {"eager": [], "compiled": ["--compile"], "graph": ["--graph"],           # our loops -> arguments of a script
+         "compiled_graph": ["--compile", "--graph"]}
 Phases = Iterator[str]                                        # yields each phase's name when it has ended
 
 
@@ -71,7 +72,7 @@ class Graphed(Ours):
         yield "data"
 
 
-OURS = {"eager": Ours, "compiled": Ours, "graph": Graphed}
+OURS = {"eager": Ours, "compiled": Ours, "graph": Graphed, "compiled_graph": Graphed}
 
 
 def ours(name: str, options: list[str], folder: str) -> Ours:
