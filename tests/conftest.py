@@ -2,7 +2,9 @@
 import os
 import sys
 
-if "--gpu" not in sys.argv:
+if "--gpu" in sys.argv:
+    os.environ["TESTS_MAY_USE_GPU"] = "1"                     # pytest-xdist's workers inherit this, not the arguments
+if "TESTS_MAY_USE_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""                   # tests fork, and CUDA does not survive that
 
 import importlib

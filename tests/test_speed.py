@@ -11,12 +11,15 @@ from common.machine import keep_memory
 from common.speed import fastest
 from common.speed.__main__ import main
 from common.speed.rivals import build_loops
+from common.speed.together import measure_together
 
 
 def test_a_table_and_its_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("common.speed.__main__.peak_memory", lambda options, name: 2 ** 20)      # a process each: seconds
+    monkeypatch.setattr("common.speed.__main__.SECONDS", 0.1)
     main(["--model", "resnet8", "--batch-size", "32", "--rounds", "1", "--steps", "1", "--loops", "textbook_amp",
-          "--scripts", "kd", "infobatch", "--turns", "2", "--device", "cpu", "--json", str(tmp_path / "speed.json")])
+          "--scripts", "kd", "infobatch", "--turns", "2", "--jobs", "1", "2",
+          "--device", "cpu", "--json", str(tmp_path / "speed.json")])
     found = json.loads((tmp_path / "speed.json").read_text())
     assert list(found["loops"]) == ["textbook", "textbook_amp", "eager", "convolutions"]
     for name, row in found["loops"].items():
@@ -25,11 +28,27 @@ def test_a_table_and_its_json(tmp_path, capsys, monkeypatch):
     assert set(found["steps"]) == {"kd", "infobatch"} and found["machine"]["commit"]
     assert all(len(row["turns"]) == 2 and min(row["turns"]) <= row["over_scratch"] <= max(row["turns"])
                for row in found["steps"].values())
+    assert {name: set(rates) for name, rates in found["together"].items()} == {"eager": {"1", "2"}}
+    assert min(found["together"]["eager"].values()) > 0
     # forward 1/3 of a step but for the first convolution, whose input needs no gradient
     assert found["steps"]["kd"]["flops_over_scratch"] == pytest.approx(1.34, abs=0.01)
     assert found["steps"]["infobatch"]["flops_over_scratch"] == pytest.approx(1, rel=1e-9)
     text = capsys.readouterr().out
-    assert "| `textbook_amp` |" in text and "| `kd` |" in text and "resnet8, batch 32" in text
+    assert "| `textbook_amp` |" in text and "| `kd` |" in text and "resnet8, batch 32" in text and "| 2 | " in text
+
+
+def test_what_was_measured_is_kept_when_something_later_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.speed.__main__.peak_memory", lambda options, name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--model", "resnet8", "--batch-size", "32", "--rounds", "1", "--steps", "1", "--loops", "eager", "--scripts",
+              "--device", "cpu", "--json", str(tmp_path / "speed.json")])
+    assert json.loads((tmp_path / "speed.json").read_text())["loops"]["eager"]["images_per_second"] > 0
+
+
+def test_a_process_that_fails_is_not_waited_for(capfd):
+    with pytest.raises(Refused, match="one of 1 processes did not get to its first step .see above.: try fewer --jobs"):
+        measure_together(["--task", "nothing"], ["eager"], [1], 0.1, None)
+    assert "invalid choice: 'nothing'" in capfd.readouterr().err
 
 
 def test_loops_train_the_same_model_and_convolutions_are_those_of_a_step(tmp_path):

@@ -27,8 +27,10 @@ from common.planparts import ROOT, every_script, needs
 from common.report.markdown import table
 from common.speed.loops import FLAGS, PHASES, STEPS, take_turns
 from common.speed.rivals import build_loops
+from common.speed.together import measure_together, work
 from common.tasks import TASKS
 
+SECONDS = 4.0                                                 # of several processes at once
 LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph", "compiled_graph")
 
 
@@ -111,7 +113,7 @@ def measure_steps(options: list[str], folder: str, scripts: list[str], turns: in
 
 
 def report(found: dict) -> str:
-    """Both tables, as Markdown."""
+    """What was measured so far, as Markdown."""
     def line(name, row):
         phases = [f"{row['milliseconds'][phase]:.1f}" if phase in row["milliseconds"] else "" for phase in PHASES]
         peak = f"{row['peak_bytes'] / 2 ** 20:,.0f}" if "peak_bytes" in row else ""
@@ -125,6 +127,10 @@ def report(found: dict) -> str:
         text += "\n\n" + table(["Script", "Step over scratch, seconds", "Lowest and highest turn", "Step over scratch, FLOPs"], [
             [f"`{name}`", f"{row['over_scratch']:.2f}", f"{min(row['turns']):.2f} to {max(row['turns']):.2f}",
              f"{row['flops_over_scratch']:.2f}"] for name, row in found["steps"].items()])
+    for name, rates in found["together"].items():
+        alone = next(iter(rates.values()))
+        text += f"\n\n`{name}`\n\n" + table(["Processes at once", "Images/s together", "Over the first row"], [
+            [str(number), f"{rate:,.0f}", f"{rate / alone:.2f}"] for number, rate in rates.items()])
     where = found["machine"]
     return text + (f"\n\n{found['model']}, batch {found['batch_size']}, {where['device']}, {where['threads']} thread(s), "
                    f"{where['arithmetic']} under autocast, torch {where['torch']}, "
@@ -145,38 +151,55 @@ def main(argv: list[str] | None = None) -> None:
     add("--loops", nargs="+", choices=LOOPS, metavar="NAME", help="loops to measure (default: all; captured ones only on a GPU)")
     add("--scripts", nargs="*", metavar="NAME", help="scripts whose step to measure, such as kd (default: all)")
     add("--turns", type=int, default=3, help="turns of each script between scratch's, of which the median counts (default: 3)")
-    add("--json", metavar="FILE", help="also write everything measured there")
+    add("--jobs", nargs="+", type=int, default=[], metavar="N", help="also images/s of so many processes at once, one after the "
+        "other, such as 1 2 4 (default: not)")
+    add("--json", metavar="FILE", help="also write there what is measured, part by part")
     add("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
+    add("--beside-others", nargs="+", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     options = ["--model", args.model, "--batch-size", str(args.batch_size), "--task", args.task, "--data-dir", args.data_dir,
                "--device", args.device]
     if args.memory_of:
         return print_memory(options, args.memory_of)
+    if args.beside_others:
+        return work(options, args.beside_others)
     known = every_script()
     scripts = known if args.scripts is None else [s for s in known if s in args.scripts or s.split("/")[1] in args.scripts]
     asked = args.loops or [name for name in LOOPS if "graph" not in name or torch.device(args.device).type == "cuda"]
     names = [*(name for name in LOOPS if name in {"textbook", "eager", *asked}), "convolutions"]
-    total = len(names) * (2 + args.rounds) - 1 + (5 + 2 * len(scripts) * args.turns if scripts else 0)
-    begin, code = time.perf_counter(), code_version()         # that which runs, whatever is edited meanwhile
+    runs = [name for name in names if name in FLAGS] if args.jobs else []
+    total = (len(names) * (2 + args.rounds) - 1 + len(runs) * len(args.jobs)
+             + (5 + 2 * len(scripts) * args.turns if scripts else 0))
+    device = torch.device(args.device)
+    found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": {}, "together": {}, "steps": {},
+             "machine": {"device": device_name(device), "arithmetic": arithmetic(amp_dtype(False, device)),
+                         "threads": torch.get_num_threads()} | versions() | code_version()}
+    begin = time.perf_counter()
+
+    def keep():
+        found["minutes"] = (time.perf_counter() - begin) / 60
+        if args.json:
+            write_json(Path(args.json), found)
+
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="turn", file=sys.stderr) as bar:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             built = build_loops(options, folder, names)
-        loops = measure_loops(built, args.rounds, args.steps or STEPS[torch.device(args.device).type], bar)
+        found["loops"] = measure_loops(built, args.rounds, args.steps or STEPS[device.type], bar)
+        keep()
+        if runs:
+            found["together"] = measure_together(options, runs, args.jobs, SECONDS, bar)
+            keep()
         for name in names[:-1]:
-            loops[name]["peak_bytes"] = peak_memory(options, name)
+            found["loops"][name]["peak_bytes"] = peak_memory(options, name)
             bar.update()
+        keep()
         some = 55.5 if "graph" in names else 5.5              # steps of an epoch, a tenth being held out
         few = some * args.batch_size / built["eager"].data.examples / 0.9
         small = [*options, "--subset", f"share:{min(1, few):.4f}", *(FLAGS["graph"] if "graph" in names else [])]
-        steps = measure_steps(small, folder, scripts, args.turns, bar) if scripts else {}
-    device = torch.device(args.device)
-    found = {"model": args.model, "batch_size": args.batch_size, "task": args.task, "loops": loops, "steps": steps,
-             "minutes": (time.perf_counter() - begin) / 60,
-             "machine": {"device": device_name(device), "arithmetic": arithmetic(amp_dtype(False, device)),
-                         "threads": torch.get_num_threads()} | versions() | code}
+        if scripts:
+            found["steps"] = measure_steps(small, folder, scripts, args.turns, bar)
+    keep()
     print(report(found))
-    if args.json:
-        write_json(Path(args.json), found)
 
 
 if __name__ == "__main__":
