@@ -112,4 +112,6 @@ def tunings() -> dict[str, Study]:
             runs=tuple(
                 runs for more in ({}, TRUNK) for runs in (
                     *tuning(0.5, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2, "baselines/warm_start", **more),
-                    *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more))))}
+                    *tuning(0.5, (0.1,), (2e-3,), 0.2, "baselines/warm_start", **more),
+                    # the highest rate was the best of both
+                    *tuning(0.5, (0.8,), (5e-4,), 0.2, "baselines/warm_start", **more))))}
