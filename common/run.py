@@ -16,7 +16,7 @@ from common.data import Data
 from common.examples import merge, write_epoch
 from common.files import Refused, unwritable, write_json
 from common.log import Bar, write_rows
-from common.machine import keep_memory, versions, warm_up
+from common.machine import device_name, keep_memory, versions, warm_up
 from common.naming import folder_name
 from common.past import PastRun, finished
 from common.pictures import write_picture
@@ -55,7 +55,9 @@ class Run:
         self.state: dict = {}                                 # what the script asked to checkpoint
         self.rows: list[dict] = []
         self.asked_to_stop = 0                                # number of the signal that did
-        self.where = {"device": self.device.type, "threads": torch.get_num_threads(), "compile": args.compile,
+        # of GPUs the name: no clock adds up the seconds of two kinds
+        card = device_name(self.device) if self.device.type == "cuda" else self.device.type
+        self.where = {"device": card, "threads": torch.get_num_threads(), "compile": args.compile,
                       "graph": args.graph, "amp": str(self.amp), "ranks": ranks.world()} | versions()
         if args.batch_size % ranks.world():
             raise Refused(f"--batch-size {args.batch_size} cannot be shared equally by {ranks.world()} ranks: choose a multiple.")

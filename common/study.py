@@ -187,6 +187,9 @@ def main(argv: list[str] | None = None) -> None:
         write_json(root / "plan.json", chosen)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")         # runs are enough processes
         jobs = args.jobs or 4 * torch.cuda.device_count() or cores()
+        pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+        if jobs > torch.cuda.device_count() > 0 and not pipe.exists():
+            print("jobs on one GPU take turns and gain nothing, unless MPS runs: nvidia-cuda-mps-control -d")
         if args.fastest:
             loop = fastest(everything[0]["command"], threads_each(jobs))
             print(f"the fastest loop here: {loop}")

@@ -8,6 +8,7 @@ import torch
 from conftest import SCRIPTS, run_script
 
 from common.clock import Clock
+from common.files import read_json
 from common.run import Run
 from common.speed import fastest
 from common.step import Step
@@ -31,10 +32,16 @@ def farthest(a, b) -> float:
     return max(((one[k].float() - two[k].float()).abs().max() / one[k].float().abs().max().clamp(1e-3)).item() for k in one)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+# several functions, and so graphs, a run; noise of its own; the teacher asked often enough to be asked at all
+SEVERAL = ["methods/ensemble_distill --sample", "methods/checkpoint_ensemble --sample", "methods/born_again --term dkpp",
+           "methods/partial_kd --share 0.5", "methods/infobatch_kd --share 0.5"]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *SEVERAL])
 def test_captured_steps_equal_eager_ones(script, reuse, tmp_path):
     """Twenty steps; in float32, where rounding has not grown to something else by then."""
-    argv = [script, "--epochs", 2, "--no-amp", *reuse(script), "--results"]
+    (script, *more) = script.split()
+    argv = [script, "--epochs", 2, "--no-amp", *more, *reuse(script), "--results"]
     eager = run_script(*argv, tmp_path / "eager")
     graphed = run_script(*argv, tmp_path / "graphed", "--graph")
     assert farthest(eager, graphed) < 1e-3
@@ -42,11 +49,15 @@ def test_captured_steps_equal_eager_ones(script, reuse, tmp_path):
 
 @pytest.mark.parametrize("task", ["shapes-seg", "shapes-det"])
 def test_captured_steps_equal_eager_ones_on_pixels_and_boxes(task, tmp_path):
+    """As far as an eager run equals another: a resized map's gradient is added up in any order."""
+    if task == "shapes-det":
+        pytest.importorskip("pycocotools")
     past = run_script("baselines/scratch", "--task", task, "--epochs", 1, "--seed", 100, "--results", tmp_path / "past")
     argv = ["methods/kd", "--past", past, "--epochs", 1, "--no-amp", "--results"]
     eager = run_script(*argv, tmp_path / "eager")
+    again = run_script(*argv, tmp_path / "again")
     graphed = run_script(*argv, tmp_path / "graphed", "--graph")
-    assert farthest(eager, graphed) < 1e-3
+    assert farthest(eager, graphed) < max(1e-3, 3 * farthest(eager, again))
 
 
 def test_compiled_and_captured(tmp_path):
@@ -69,7 +80,7 @@ def test_a_stopped_captured_run_goes_on(past, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("graph", [[], ["--graph"]])
-@pytest.mark.parametrize("script", [*SCRIPTS, "methods/born_again --term dkpp"])
+@pytest.mark.parametrize("script", [*SCRIPTS, *SEVERAL])
 def test_steps_do_not_wait_for_the_device(script, graph, reuse, tmp_path, monkeypatch):
     """From the second step of an epoch until the clock is read."""
     (script, *more), call, elapsed = script.split(), Step.__call__, Clock.elapsed
@@ -93,4 +104,5 @@ def test_steps_do_not_wait_for_the_device(script, graph, reuse, tmp_path, monkey
 def test_the_fastest_loop_may_be_captured(tmp_path, monkeypatch):
     monkeypatch.setattr(fastest, "CACHE", tmp_path)
     fastest.main(["--task", "shapes", "--model", "resnet8"])
-    assert len(list(tmp_path.iterdir())) == 1
+    measured, = tmp_path.iterdir()
+    assert read_json(measured)["seconds"].keys() == set(fastest.OURS)

@@ -112,6 +112,20 @@ def test_a_study_asks_for_its_first_run_s_loop(tmp_path, monkeypatch):
     assert asked["threads"] == study.cores()
 
 
+def test_jobs_on_one_gpu_are_told_of_mps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "make", lambda root, chosen, jobs, flags: None)
+    monkeypatch.setattr(study, "lock", lambda path, wait: nullcontext())
+    monkeypatch.setattr(study, "write_json", lambda path, what: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
+    for jobs, hints in (("6", 1), ("1", 0)):
+        study.main(["demo", "--jobs", jobs])
+        assert capsys.readouterr().out.count("unless MPS runs: nvidia-cuda-mps-control -d") == hints
+    (tmp_path / "mps").mkdir()
+    study.main(["demo", "--jobs", "6"])
+    assert "MPS" not in capsys.readouterr().out
+
+
 def test_a_failed_measurement_says_what_to_do(monkeypatch):
     with pytest.raises(Refused, match="could not be measured .see above.: choose --compile, --graph, both or neither"):
         fastest.fastest("python baselines/scratch.py --task nothing", 1)
