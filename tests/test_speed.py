@@ -45,6 +45,12 @@ def test_what_was_measured_is_kept_when_something_later_fails(tmp_path, monkeypa
     assert json.loads((tmp_path / "speed.json").read_text())["loops"]["eager"]["images_per_second"] > 0
 
 
+def test_no_process_is_no_number_of_jobs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--jobs", "1", "0"])
+    assert "--jobs: at least 1 process at a time" in capsys.readouterr().err
+
+
 def test_a_process_that_fails_is_not_waited_for(capfd):
     with pytest.raises(Refused, match="one of 1 processes did not get to its first step .see above.: try fewer --jobs"):
         measure_together(["--task", "nothing"], ["eager"], [1], 0.1, None)

@@ -159,6 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     options = ["--model", args.model, "--batch-size", str(args.batch_size), "--task", args.task, "--data-dir", args.data_dir,
                "--device", args.device]
+    if args.jobs and min(args.jobs) < 1:
+        parser.error("argument --jobs: at least 1 process at a time")
     if args.memory_of:
         return print_memory(options, args.memory_of)
     if args.beside_others:

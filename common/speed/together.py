@@ -31,7 +31,7 @@ def measure_together(options: list[str], names: list[str], jobs: list[int], seco
         for name in names:
             for number in jobs:
                 for process in processes[:number]:
-                    print(name, seconds, max(1, threads() // number), file=process.stdin, flush=True)
+                    print(name, seconds, max(1, torch.get_num_threads() // number), file=process.stdin, flush=True)
                 found[name][number] = sum(float(process.stdout.readline()) for process in processes[:number])
                 bar.update()
         return found
@@ -39,11 +39,6 @@ def measure_together(options: list[str], names: list[str], jobs: list[int], seco
         for process in processes:
             process.kill()
             process.communicate()
-
-
-def threads() -> int:
-    """That this process would compute with, which OMP_NUM_THREADS or its cores say."""
-    return torch.get_num_threads()
 
 
 def work(options: list[str], names: list[str]) -> None:
