@@ -318,11 +318,30 @@ def test_a_gain_that_charges_the_past_run_is_over_a_scratch_of_that_cost(study):
         used = [] if path.parts[-4] not in ("warm_start", "dash") else [f"past/seed{100 + int(path.parent.name[-1])}"]
         path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "cifar100", "past": used}))
     report = run(study)
-    cell = row(report, "warm_start", 0.5)["gain_past_charged"]
+    cell = row(report, "warm_start", 0.5)["past_charged"]
     assert cell["mean"] == pytest.approx(0.54 - 0.5 - 0.1 * math.log2(1.5)) and cell["seeds"] == 2
-    assert row(report, "dash", 0.5)["gain_past_charged"]["reason"] == "beyond scratch's budgets"        # 250 and 100
+    assert row(report, "dash", 0.5)["past_charged"]["reason"] == "beyond scratch's budgets"        # 250 and 100
     table = (study / "REPORT.md").read_text().partition("\n## Gains")[2]
     assert re.search(r"^\| `warm_start` \| 1/2 \| 2/2 \| 54.0 ± 0.0 \| – \| −6.0 \[.*\] \| −1.8 \[.*\] \| 50.0 \|", table, re.M)
+    change_plan(study, scenario="grow")                                     # nor is it left out where data are new
+    cell = row(run(study), "warm_start", 0.5)["past_charged"]
+    assert cell["mean"] == pytest.approx(0.54 - 0.5 - 0.1 * math.log2(1.5))
+    text = (study / "REPORT.md").read_text()
+    table = text.partition("\n## Cost of the past")[2].partition("\n## ")[0]
+    assert re.search(r"^\| `warm_start` \| 1/2 \| 1\.50e-10 \| −1.8 \[.*?\] \| 5.00e-11 ", table, re.M), table
+
+
+def test_a_cost_a_rounding_off_scratchs_curve_is_read_at_its_end(study):
+    """Scratch has 25 to 200 FLOPs: 201 and 24.9 are read there, 204 and 24 are not."""
+    fill(study, "kd", {0.25: [0.35, 0.35], 2: [0.65, 0.65]}, flops=100.5)
+    fill(study, "dkd", {0.25: [0.35, 0.35], 2: [0.65, 0.65]}, flops=102)
+    fill(study, "ema", {0.25: [0.35, 0.35]}, flops=99.6)
+    fill(study, "lawa", {0.25: [0.35, 0.35]}, flops=96)
+    report = run(study)
+    assert row(report, "kd", 2)["equal_flops"]["mean"] == pytest.approx(0.65 - 0.6)
+    assert row(report, "dkd", 2)["equal_flops"]["reason"] == "beyond scratch's budgets"
+    assert row(report, "ema", 0.25)["equal_flops"]["mean"] == pytest.approx(0.35 - 0.3)
+    assert row(report, "lawa", 0.25)["equal_flops"]["reason"] == "below scratch's budgets"
 
 
 def test_missing_and_failed_runs_are_rows_and_never_averaged_away(study):
@@ -496,11 +515,11 @@ def test_what_is_established_as_worse_is_not_called_nearest(study):
 
 def test_what_a_cheaper_scratch_beats_is_not_worth_it(study):
     fill(study, "dear", {1: [0.55, 0.571]}, flops=300)        # scratch has .60 for 200
-    fill(study, "cheap", {0.25: [0.2, 0.23]}, flops=99.5)     # a thousandth below scratch's smallest budget
+    fill(study, "cheap", {0.25: [0.2, 0.23]}, flops=99.5)     # a rounding below scratch's smallest budget
     fill(study, "tiny", {0.25: [0.2, 0.23]}, flops=50)        # nothing is known of scratch at half of that
     fill(study, "good", {1: [0.6, 0.64]}, flops=300)
     worse = next(item for item in run(study)["recommendations"] if item["kind"] == "not worth it")
-    assert [one["method"] for one in worse["rows"]] == ["dear", "cheap"]
+    assert [one["method"] for one in worse["rows"]] == ["cheap", "dear"]
     assert "`dear` at budget 1, to which a cheaper scratch is superior" in worse["text"]
 
 
@@ -541,11 +560,15 @@ def test_regime_and_provenance_stand_under_every_table(tmp_path, train, verb, re
 def test_what_is_reused_is_said_to_be_paid(study):
     """Under `same`, where the past runs could have been one longer training: a teacher of 1e14 FLOPs, a run of 1e14."""
     report = run(study)
-    kd = row(report, "scratch", 1) | {"method": "kd", "mean": 0.55, "sequence_flops": 2.1e14}
+    kd = row(report, "scratch", 1) | {"method": "kd", "mean": 0.55, "sequence_flops": 2.1e14,
+                                   "past_charged": {"mean": None}}
     rows = [kd, *(row(report, "scratch", budget) | {"flops": 1e14 * budget} for budget in (1, 2))]
     assert recommend.if_charged(report | {"rows": rows}, "kd") == (
         " What is reused counts as paid; charged in full, `kd` at budget 1 costs 210 TFLOP and has 55.0 %, "
         "scratch at budget 2 costs 200 TFLOP and has 60.0 %.")
+    kd["past_charged"] = {"mean": -0.05, "low": -0.06, "high": -0.04, "own_half": 0.01, "reason": None}
+    assert recommend.if_charged(report | {"rows": rows}, "kd").endswith(
+        " has 60.0 %; at as many FLOPs the difference is −5.0 [−6.0, −4.0] points.")
     assert recommend.if_charged(report | {"rows": rows, "scenario": "grow"}, "kd") == ""
 
 

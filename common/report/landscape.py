@@ -30,8 +30,8 @@ def headline(row: Mapping) -> Mapping:
 
     Of warm_start itself those of its past run are among them.
     """
-    gain = row.get("gain_over_warm_start", row.get("gain_past_charged"))
-    return gain if gain is not None else row["equal_flops"]
+    gained = "gain_over_scratch_2" in row
+    return row.get("gain_over_warm_start", row["past_charged"]) if gained else row["equal_flops"]
 
 
 def cheaper(row: Mapping, noun: str = "accuracy") -> str:
@@ -86,7 +86,7 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
                  words.significant(row["flops"] / 1e12) if row["seeds"] else "–", preparation(row),
                  words.significant(row["past_bytes"] / 1e6) if row["seeds"] else "–"]
                 for row, line in zip(reload, cells(reload, (
-                    "gain_over_warm_start", "gain_over_scratch_2", "gain_past_charged"), show), strict=True)]
+                    "gain_over_warm_start", "gain_over_scratch_2", "past_charged"), show), strict=True)]
         head = ["Method", "Seeds", terms.test_column, "Over warm_start, equal budget", "Over scratch at budget 2",
                 words.PAST_CHARGED, "Before training %", "TFLOP", "Preparation, % of FLOPs", "MB of past kept"]
         parts.append(f"These begin with reused weights, where nothing is new:\n\n{table(head, body)}\n\n"
@@ -96,7 +96,7 @@ def tables(report: Mapping, table: Callable, show: Callable) -> str:
 
 def result(report: Mapping, script: str) -> str:
     """The README's cell of a script: its headline number at the common budget, then those of its variants, by their tags."""
-    marks = {"gain_over_warm_start": " (w)", "gain_past_charged": " (c)"}
+    marks = {"gain_over_warm_start": " (w)", "gain_over_scratch_2": " (c)"}           # the first that a row has
     found = []
     for row in report["rows"]:
         method, _, tag = row["method"].partition("-")

@@ -115,7 +115,7 @@ def second_score(report: Mapping) -> str | None:
         return None
     heads = {"difference": "Over scratch, equal budget", "equal_flops": "equal FLOPs",
              "gain_over_warm_start": "Over warm_start, equal budget", "gain_over_scratch_2": "Over scratch at budget 2",
-             "gain_past_charged": words.PAST_CHARGED}
+             "past_charged": words.PAST_CHARGED}
     heads = {name: head for name, head in heads.items() if any(name in row["second"] for row in rows)}
     lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row["second"]),
               *(point_interval(row["second"][name]) if name in row["second"] else "–" for name in heads)] for row in rows]
@@ -162,7 +162,7 @@ def gains(report: Mapping) -> str | None:
         return None
     lines = [[f"`{row['method']}`", budget(row["budget"]), seeds(row), accuracy(row),
               point_interval(row["gain_over_warm_start"]) if "gain_over_warm_start" in row else "–",
-              point_interval(row["gain_over_scratch_2"]), point_interval(row["gain_past_charged"]), percent(row["start"])]
+              point_interval(row["gain_over_scratch_2"]), point_interval(row["past_charged"]), percent(row["start"])]
              for row in rows]
     return table(["Method", "Budget", "Seeds", words.terms(report).test_column, "Gain over warm_start",
                   "Gain over scratch at budget 2", words.PAST_CHARGED, "Before training %"], lines) \
@@ -181,11 +181,12 @@ def cost_of_past(report: Mapping) -> str:
                       for value in (cost["marginal"], cost["with_preparation"], cost["amortized"]["5"])]
         cells.insert(2, landscape.preparation(row))
         cells.insert(0, significant(None if row["sequence_flops"] is None else row["sequence_flops"] / TERA))
+        cells.insert(1, point_interval(row["past_charged"]) if "past_charged" in row else "–")
         lines.append([f"`{row['method']}`", budget(row["budget"]), *cells, significant(row["past_bytes"] / MEGA)])
     columns = [f"{unit}, {kind}" for unit in ("TFLOP", "Seconds")[:1 + report["timed_alike"]]
                for kind in ("marginal", "with preparation", "amortized over 5")]
     columns.insert(2, "Preparation, % of FLOPs")
-    return table(["Method", "Budget", "TFLOP, its past runs too", *columns, "MB of past kept"], lines) \
+    return table(["Method", "Budget", "TFLOP, its past runs too", words.PAST_CHARGED, *columns, "MB of past kept"], lines) \
         + "\n\n" + words.provenance(report["rows"], report)
 
 
@@ -286,8 +287,8 @@ def markdown(report: Mapping) -> str:
                       "from a finished run and have no speed-up. Gains are in points, paired by seed.\n\n"
                       + gains(report)))
     own = "Rows named `tuned` have a learning rate and weight decay of their own, chosen on held-out examples. "
-    parts += [("Cost of the past", "What the past runs cost themselves stands in the column of the whole sequence, and is "
-               "counted nowhere else: they are there. Past runs that only one method needs are its preparation. "
+    parts += [("Cost of the past", "What the past runs cost themselves stands in the first two columns after the budget, and "
+               "is counted nowhere else: they are there. Past runs that only one method needs are its preparation. "
                "Scratch's sequence is its own run alone, also where a team that reuses nothing would have trained before.\n\n"
                + cost_of_past(report)), ("Recommendations", recommended(report)),
               ("Missing and failed runs", absent(report)), ("Past runs", past(report)), ("Made by", made_by(report)),

@@ -151,7 +151,9 @@ def if_charged(report: Mapping, method: str) -> str:
 
     return (f" What is reused counts as paid; charged in full, `{method}` at budget {words.budget(rows[-1]['budget'])} "
             f"{said(rows[-1], rows[-1]['sequence_flops'])}, scratch at budget {words.budget(paid[-1]['budget'])} "
-            f"{said(paid[-1], paid[-1]['flops'])}.")
+            f"{said(paid[-1], paid[-1]['flops'])}"
+            + ("" if rows[-1]["past_charged"]["mean"] is None else
+               f"; at as many FLOPs the difference is {words.point_interval(rows[-1]['past_charged'])} points") + ".")
 
 
 def equal_flops_rows(report: Mapping, reload: bool | None = None) -> list[Mapping]:
@@ -195,7 +197,7 @@ def equal_flops(report: Mapping) -> dict:
 
 
 def dominated(report: Mapping) -> list[Mapping]:
-    """Complete rows outside of scratch's budgets, to which scratch at as few FLOPs (1 % aside) or fewer is superior.
+    """Complete rows outside of scratch's budgets, to which scratch at no more FLOPs is superior.
 
     By more than the half-width of the interval of the row's difference to scratch at its own budget.
     """
@@ -203,7 +205,7 @@ def dominated(report: Mapping) -> list[Mapping]:
     scratch = [row for row in rows_of(report, "scratch") if row["complete"]]
     return [row for row in report["rows"] if row["complete"] and row["method"] not in gained and row["script"] != "scratch"
             and row["equal_flops"]["mean"] is None and row["difference"]["half"] is not None
-            and any(other["flops"] <= 1.01 * row["flops"] and other["mean"] > row["mean"] + row["difference"]["half"]
+            and any(other["flops"] <= row["flops"] and other["mean"] > row["mean"] + row["difference"]["half"]
                     for other in scratch)]
 
 
@@ -242,7 +244,7 @@ def reload_weights(report: Mapping) -> dict | None:
              "rows": [{"method": row["method"], "budget": row["budget"]} for row in met]}
     if not met:
         nearest = largest(rows, name)[0]
-        charged = nearest.get("gain_past_charged", {"mean": None})
+        charged = nearest.get("past_charged", {"mean": None})
         return found | {"text": "Reloading final weights is not established to pay, at scratch's learning rate: no row meets the "
                                 f"rule. Nearest: {at(nearest, name)}"
                                 + ("" if charged["mean"] is None else f", and {words.point_interval(charged)} over scratch at as "

@@ -26,7 +26,8 @@ other test examples or other past runs would give is not in them. [unknown] mean
 - **Curves** are read between their points by a monotone cubic in log cost (Fritsch and Butland 1984): they are concave, and \
 straight lines would flatter whatever costs lie between scratch's budgets.
 - **Differences** are paired by seed. Scratch at equal cost is read off its mean curve; a seed lies off that curve as far as \
-its own scratch runs at the two budgets beside lie off theirs. Past runs charged: scratch that costs what the row and \
+its own scratch runs at the two budgets beside lie off theirs; a cost within 1 % of either end of the curve is read at that end, \
+since steps are whole. Past runs charged: scratch that costs what the row and \
 all runs before it cost together.
 - **Cost to {noun}** is read off the curve over a method's complete rows. *Not reached*: not at its largest \
 budget. *At most X*: its smallest budget, which costs X, is above already. *Starts there*: the reused weights have \
