@@ -96,13 +96,15 @@ def classification_stats(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 def evaluate_classifier(model: nn.Module, split: Split, batch: int | None = None, per_class: bool = False) -> dict[str, float]:
     """Accuracy (fraction) and loss (nats) over the whole split; accuracy of its parts, too. The model's mode stays.
 
-    batch: images at a time; unless told 100 on a CPU, whose cache the activations of 500 leave (a third more time); else 500.
+    batch: images at a time; unless told 500, on a CPU, whose cache their activations would leave, 100, or 25 above 32 pixels
+        a side (measured: ResNet-20 evaluates 1.3 to 1.9 times as many as by 100 at 64 and 128 pixels).
     per_class: the mean of every class's accuracy as well, where classes have unlike numbers of examples.
     """
     training = model.training
     model.eval()
     loss, right = torch.zeros((), device=split.device), torch.zeros(len(split.target), dtype=torch.bool, device=split.device)
-    for examples in all_batches(split, batch or (100 if split.device.type == "cpu" else 500)):
+    fitting = 500 if split.device.type != "cpu" else 100 if split.size <= 32 else 25
+    for examples in all_batches(split, batch or fitting):
         with autocast(split.amp, split.device):
             output = model(examples.image).float()
         loss = loss + F.cross_entropy(output, examples.target, reduction="sum")
