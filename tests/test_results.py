@@ -105,9 +105,10 @@ def intervals(row) -> set[str]:
 def test_findings_say_what_the_reports_say():
     """Intervals of each bullet and table row are those of a method that it names, marked where they hold by pooling alone.
 
-    Each other number stands in a report or a tuning table. So are those of each row of README's first table.
+    Each other number stands in a report or a tuning table. So are those of each row and bullet of README's
+    first part and of TABLE.md.
 
-    Of the studies in the section's heading, or of those that they measure again; README's, of any.
+    Of the studies in the section's heading, or of those that they measure again; README's and the table's, of any.
     """
     known, said, also = {}, {}, {}                            # study -> numbers; -> method -> intervals; -> which it confirms
     for path in COMMITTED.splitlines():
@@ -126,12 +127,12 @@ def test_findings_say_what_the_reports_say():
             own[score["method"]].update(speed_up(target["speed_up"]["flops"]) for target in (score["targets"] or {}).values()
                                         if target["speed_up"]["flops"])
     count = 0
-    first = (ROOT / "README.md").read_text().partition("<!-- result -->")[0]
+    first = (ROOT / "README.md").read_text().partition("<!-- result -->")[0] + (ROOT / "results" / "TABLE.md").read_text()
     sections = [(*part.split(":", 1),) for part in (ROOT / "results" / "FINDINGS.md").read_text().split("\n## ")[1:]]
     assert {study for heading, _ in sections for study in heading.split(", ")} <= known.keys()
     for studies_, bullets in [({one for study in heading.split(", ") for one in also.get(study, set()) | {study}},
                                re.split(r"\n[-|] ", text)[1:]) for heading, text in sections] \
-            + [(set(known), first.split("\n| ")[1:])]:
+            + [(set(known), [text.partition("\n\n")[0] for text in re.split(r"\n[-|] ", first)[1:]])]:
         numbers_said = set().union(*(known[study] for study in studies_))
         for bullet in (" ".join(bullet.split()) for bullet in bullets):
             named = set().union(*(said[study].get(name, set()) for study in studies_ & said.keys()
@@ -191,6 +192,7 @@ def test_past_runs_that_memorize_have_the_best_settings_of_those_that_do():
     assert (lr, decay) == (found["lr"], found["weight_decay"])
 
 
-def test_every_path_the_readme_links_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "results/FINDINGS.md", "results/TABLE.md", "results/REPORT.md"])
+def test_every_path_a_page_links_exists(page):
+    for target in re.findall(r"\]\(([^)#:]+)[#)]", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target

@@ -98,7 +98,7 @@ def result(report: Mapping, script: str) -> str:
     """The README's cell of a script: its headline number at the common budget, then those of its variants, by their tags."""
     marks = {"gain_over_warm_start": " (w)", "gain_over_scratch_2": " (c)"}           # the first that a row has
     found = []
-    for row in report["rows"]:
+    for row in sorted(report["rows"], key=lambda row: "-" in row["method"]):
         method, _, tag = row["method"].partition("-")
         if method == script != "scratch" and row["budget"] == report["common_budget"]:
             value = point_interval(headline(row)) if row["seeds"] else "missing"

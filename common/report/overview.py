@@ -28,8 +28,7 @@ def answer(report: Mapping, kind: str) -> str:
     if kind == "accuracy at equal FLOPs":
         return (f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points "
                 f"at budget {budget(item['budget'])}")
-    end = "open" if item["high"] is None else f"{item['high']:.2f}"
-    return f"`{item['method']}` {item['value']:.2f} [{item['low']:.2f}, {end}] times"
+    return f"`{item['method']}` {item['said']} times"
 
 
 def reload_answer(item: Mapping) -> str:

@@ -97,7 +97,7 @@ def save_compute(report: Mapping, target: str) -> dict:
              "candidates": len(candidates)} | {
              name: cell["flops"][name] if met else None for name in ("value", "low", "high")}
     short = [score for score in candidates if score not in known and max(score["budgets"], default=0) < 1]
-    found["measured"] = len(candidates) - len(short)
+    found |= {"said": words.speed_up(cell["flops"]) if met else None, "measured": len(candidates) - len(short)}
     if not met:
         text = f"No method meets the rule for {goal}."
         if best:
