@@ -103,9 +103,13 @@ class Planner:
 
     def _run(self, runs: Runs, budget: float, seed: int, stage: int = 1, options=(), tag: str = "", earlier=None) -> dict:
         tag = "-".join(part for part in (runs.tag, tag) if part)
+        where = f"results/{self.study.scratch_of}" if self._shared(runs) else self.results
         return {"method": runs.script.split("/")[1], "tag": tag, "budget": budget, "stage": stage} | self._command(
-            runs.script, budget * self.epochs, seed, self.results, budget, (*self.study.options, *runs.options, *options), tag,
+            runs.script, budget * self.epochs, seed, where, budget, (*self.study.options, *runs.options, *options), tag,
             self._kind(runs), earlier)
+
+    def _shared(self, runs: Runs) -> bool:
+        return bool(self.study.scratch_of) and runs.script == "baselines/scratch"
 
     def grid(self) -> list[dict]:
         """Every script at its budgets and seeds. What differs from another run by its tag alone is that run, made once."""
@@ -115,7 +119,8 @@ class Planner:
                 for seed in r.seeds:
                     run = self._run(r, budget, seed)
                     same = made.setdefault((r.script, *run["folder"].split("/")[2:]), run)          # all but task, tag
-                    runs.append(run | {key: same[key] for key in ("folder", "command")})
+                    above = f"../{self.study.scratch_of}/" if self._shared(r) else ""
+                    runs.append(run | {"folder": above + same["folder"], "command": same["command"]})
         return runs
 
     def generations(self) -> list[dict]:

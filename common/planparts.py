@@ -31,6 +31,7 @@ class Study:
     past_options: tuple[str, ...] = ()                        # of the past runs; with --lr their settings, else those of budget 1
     options: tuple[str, ...] = ()                             # of all new runs
     past_of: str = ""                                         # the study whose past runs these are, if not its own
+    scratch_of: str = ""                                      # the study whose runs of scratch these are, likewise
     confirms: str = ""                                        # the study that chose these methods, on other seeds
     past_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     generations: int = 0                                      # length of chains in which each run reuses the one before

@@ -6,13 +6,16 @@ from common.tunings import (
     BETWEEN,
     CALTECH,
     CALTECH101,
+    CROP_FLIP,
     DETECTION,
     GROW,
+    GROW_CROP_FLIP,
     GROW_SHAPE,
     MINI,
     NO_VIEWS,
     RELOADED,
     RELOADED_AUGMENTED,
+    RELOADED_CROP_FLIP,
     SEGMENTATION,
     TRUNK,
     TRUNKS,
@@ -138,7 +141,7 @@ def studies() -> dict[str, Study]:
         # the same past runs, which memorized without augmentation: new runs with crop and flip see other views than those did
         "grow-mini-augment": Study(
             **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", options=(
-                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=(
+                "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
                 # warm_start's own are scratch's at 1/4 and 1; there, too, so that its cost can be read about full accuracy
                 *(runs for script, own in RELOADED_AUGMENTED.items()
@@ -147,11 +150,18 @@ def studies() -> dict[str, Study]:
         # what half of the epochs bring, on unseen seeds, one at a time
         "grow-mini-augment-fresh": Study(
             **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", confirms="grow-mini-augment", options=(
-                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64", "--parts", "share:0.1"), runs=tuple(
+                "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=tuple(
                     runs for seed in FRESH for runs in (
                         Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
                         Runs("baselines/warm_start", quarter, (seed,), settings(*RELOADED_AUGMENTED["baselines/warm_start"]),
                              "tuned")))),
+        # as most people train: past runs with crop and flip, too, and with the settings that scratch has
+        "grow-mini-crop-flip": Study(
+            **GROW_CROP_FLIP, settings=AUGMENTED, scratch_of="grow-mini-augment-fresh", options=(
+                "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=tuple(runs for seed in FRESH for runs in (
+                    Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
+                    Runs("baselines/warm_start", quarter, (seed,)),
+                    Runs("baselines/warm_start", (0.25, 0.375, 0.5, 1), (seed,), settings(*RELOADED_CROP_FLIP), "tuned")))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
             *(Runs(script, half, THREE) for script in ("baselines/warm_start", "methods/shrink_perturb")),

@@ -14,6 +14,8 @@ RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2,
 # With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
 AUGMENTED = {0.25: (0.4, 5e-4), 0.375: (0.4, 5e-4), 0.5: (0.8, 5e-4), 0.75: (0.4, 5e-4), 1: (0.4, 5e-4), 2: (0.4, 5e-4)}
 RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
+# Best of grow-mini-crop-flip-reuse-tuning at 12 epochs, for warm_start.
+RELOADED_CROP_FLIP = (0.4, 5e-4)
 # Best of segmentation-mini-tuning with batches of 2; 3/4 was not tuned.
 SEGMENTATION = dict.fromkeys((0.25, 0.5, 0.75, 1, 2), (0.2, 5e-4))
 # Best of detection-mini-tuning with batches of 4; 3/4 was not tuned.
@@ -22,8 +24,10 @@ DETECTION = dict.fromkeys((0.25, 0.5, 0.75, 1, 2), (0.1, 2e-3))
 CALTECH101 = {0.5: (0.4, 5e-4), 0.75: (0.2, 5e-4), 1: (0.2, 2e-3), 2: (0.2, 2e-3)}
 # Of the studies, so that what tunes one is of its shape.
 NO_VIEWS = ("--augment", "none", "--batch-size", "64")
+CROP_FLIP = ("--augment", "crop-flip", "--batch-size", "64")
 GROW_SHAPE = {"task": "cifar100", "model": "resnet20", "past_epochs": 40, "epochs": 24, "scenario": "grow",
               "past_options": ("--subset", "share:0.1", *NO_VIEWS, *MEMORIZE)}
+GROW_CROP_FLIP = GROW_SHAPE | {"past_options": ("--subset", "share:0.1", *CROP_FLIP)}
 CALTECH = {"task": "caltech101", "model": "resnet20", "past_epochs": 30}
 TRUNKS = {"trunks": (8, ("--task", "cifar100", "--image-size", "32", "--batch-size", "128"))}
 TRUNK = {"options": ("--part", "trunk"), "tag": "trunk", "past": "trunks"}
@@ -81,17 +85,23 @@ def tunings() -> dict[str, Study]:
             # on pixels and boxes, smaller batches were better by far
             *tuning(0.5, (0.4,), (5e-4,), options=("--batch-size", "64")))),
         "grow-mini-tuning": Study(**GROW_SHAPE, tuning=True, options=("--subset", "share:0.2", *NO_VIEWS), runs=search),
-        "grow-mini-augment-tuning": Study(**GROW_SHAPE, tuning=True, runs=augmented, options=(
-            "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64")),
+        "grow-mini-augment-tuning": Study(
+            **GROW_SHAPE, tuning=True, runs=augmented, options=("--subset", "share:0.2", *CROP_FLIP)),
         "grow-mini-reuse-tuning": Study(
             **GROW_SHAPE | {"past_options": (*GROW_SHAPE["past_options"], "--holdout", "0.1")}, past_seeds=(100,), tuning=True,
             options=("--subset", "share:0.2", *NO_VIEWS), runs=reloaded),
         # as many pairs as scratch has at that budget with crop and flip
         "grow-mini-augment-reuse-tuning": Study(
-            **GROW_SHAPE, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True, options=(
-                "--subset", "share:0.2", "--augment", "crop-flip", "--batch-size", "64"),
+            **GROW_SHAPE, past_of="grow-mini-reuse-tuning", past_seeds=(100,), tuning=True,
+            options=("--subset", "share:0.2", *CROP_FLIP),
             runs=tuple(runs for script, rate in (("baselines/warm_start", 0.4), ("methods/shrink_perturb", 0.2)) for runs in (
                 *about(0.5, script), *beyond(script), *tuning(0.5, (rate,), (1e-4,), script=script)))),
+        # the same eight pairs
+        "grow-mini-crop-flip-reuse-tuning": Study(
+            **GROW_CROP_FLIP | {"past_options": (*GROW_CROP_FLIP["past_options"], *settings(*AUGMENTED[1]), "--holdout", "0.1")},
+            past_seeds=(100,), tuning=True, options=("--subset", "share:0.2", *CROP_FLIP),
+            runs=(*about(0.5, "baselines/warm_start"), *beyond("baselines/warm_start"),
+                  *tuning(0.5, (0.4,), (1e-4,), script="baselines/warm_start"))),
         # a fifth is held out, since a tenth would be 303 images
         "caltech101-mini-tuning": Study(**CALTECH, tuning=True, runs=(
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.05, 0.1, 0.2, 0.4), (5e-4,), 0.2)),

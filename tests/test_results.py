@@ -27,12 +27,12 @@ STUDIES = sorted({line.split("/")[1] for line in COMMITTED.splitlines() if line.
 
 @pytest.fixture
 def copy(tmp_path):
-    """A study's JSON files, to report on anew, and those of the study whose past runs it reuses."""
+    """A study's JSON files, to report on anew, and those of the studies whose past runs or scratch it has."""
     def made(name):
         ignore = shutil.ignore_patterns("*.pt", "*.npz", "tb", "figures", "REPORT.md", "report.json", "TUNING.md", "tuning.json")
-        if owner := studies()[name].past_of:
+        for owner in {studies()[name].past_of, studies()[name].scratch_of} - {""}:
             made(owner)
-        return shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name, ignore=ignore)
+        return shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name, ignore=ignore, dirs_exist_ok=True)
     return made
 
 

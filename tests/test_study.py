@@ -3,6 +3,7 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import SCRIPTS
@@ -113,6 +114,20 @@ def test_a_run_that_differs_from_another_by_its_tag_alone_is_made_once(tmp_path,
     study.main(["grow-mini", "--list"])
     commands = capsys.readouterr().out.split("\n")
     assert len([c for c in commands if c]) == len({c for c in commands if c})
+
+
+def test_a_study_may_have_the_scratch_runs_of_another():
+    """They stand beside its own folder, are made by the other's commands, and the rest of it does not change."""
+    name = "grow-mini-crop-flip"
+    study = studies()[name]
+    theirs = {run["folder"]: run["command"] for run in plan(study.scratch_of, studies()[study.scratch_of])["runs"]}
+    runs = plan(name, study)["runs"]
+    shared = [run for run in runs if run["method"] == "scratch"]
+    assert len(shared) == 25 and all(
+        theirs[run["folder"].removeprefix(f"../{study.scratch_of}/")] == run["command"] for run in shared)
+    own = plan(name, replace(study, scratch_of=""))["runs"]
+    assert [run for run in runs if run not in shared] == [run for run in own if run["method"] != "scratch"]
+    assert not any(run["folder"].startswith("..") for run in own)
 
 
 @pytest.mark.parametrize("asked, threads", [(None, 4), ("", 4), ("0", 4), ("some", 4), ("1", 1), ("3", 3), ("2,1", 2)])
