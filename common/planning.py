@@ -28,7 +28,7 @@ def plan(name: str, study: Study) -> dict:
             "past_epochs": study.past_epochs, "epochs": planner.epochs, "recommend": study.recommend, "tuning": study.tuning,
             "tuned": all(budget in study.settings for r in study.runs for budget in r.budgets),
             "past": planner.past(), "runs": runs, "searches": searches} | ({"streams": streams} if streams else {}) | (
-                {"confirms": study.confirms} if study.confirms else {})
+                {name: value for name in ("confirms", "scratch_of") if (value := getattr(study, name))})
 
 
 def once(options: Sequence[str]) -> list[str]:

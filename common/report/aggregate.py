@@ -289,7 +289,7 @@ def aggregate(study: Mapping) -> dict:
               "tuned": plan.get("tuned", True), "rows": rows, "scores": result,
               "past": past_runs(usual, study["score"]), **other_tasks(study["past"]),
               "missing": listed("not started", "unfinished"), "failed": listed("failed")} | (
-                  {"confirms": plan["confirms"]} if "confirms" in plan else {})
+                  {name: plan[name] for name in ("confirms", "scratch_of") if name in plan})
     report["blocked"] = recommend.blocked(plan, report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -246,6 +246,8 @@ def opening(report: Mapping) -> str:
     text += f"Full {noun} is unknown: scratch has no complete row at budget 1. " if report["full_accuracy"] is None \
         else (f"Full {noun} is **{accuracy(full)} %**: scratch at budget 1, {report['budget_1_epochs']:g} epochs, "
               f"{words.count(full['seeds'], 'seed')}. ")
+    if owner := report.get("scratch_of"):
+        text += f"Scratch's runs are those of [{owner}](../{owner}/REPORT.md). "
     text += f"Past runs: {words.regime(report)}. "
     if full and full["complete"] and report["past"]["regime"] == "memorizes" and full["train_accuracy"] < words.REGIME_BORDER:
         text += f"Scratch at budget 1 does not, its train accuracy is {percent(full['train_accuracy'])} %. "
