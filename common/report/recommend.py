@@ -62,11 +62,12 @@ def blocked(plan: Mapping, report: Mapping) -> str | None:
     return None
 
 
-def largest_of(report: Mapping, what: str) -> str:
-    """What choosing the largest does to it."""
+def largest_of(report: Mapping, number: int, what: str) -> str:
+    """What choosing the largest of so many rows or methods does to it."""
     if study := report.get("confirms"):
-        return f" The largest of {what}, which {study} chose on other seeds. "
-    return f" The largest of {what}: measure it again on fresh seeds before calling it best. "
+        return (f" The largest of {number} {what}, which {study} chose on other seeds. " if number > 1 else
+                f" {study} chose it on other seeds. ")
+    return " " if number == 1 else f" The largest of {number} {what}: measure it again on fresh seeds before calling it best. "
 
 
 def limits(report: Mapping, budgets: Sequence[float]) -> str:
@@ -120,7 +121,7 @@ def save_compute(report: Mapping, target: str) -> dict:
     if best["reused"] and free:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
-    text += largest_of(report, f"{len(candidates)} methods")
+    text += largest_of(report, len(candidates), "methods")
     return found | {"text": text + limits(report, best["budgets"])}
 
 
@@ -192,7 +193,7 @@ def equal_flops(report: Mapping) -> dict:
     elif free:
         text += f" Without any past run: {at(free, 'equal_flops')}."
     text += of_another_task(met[0])
-    text += largest_of(report, f"{len(rows)} rows")
+    text += largest_of(report, len(rows), "rows")
     return found | {"text": text + limits(report, [report["common_budget"]])}
 
 
