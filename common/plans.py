@@ -143,9 +143,10 @@ def studies() -> dict[str, Study]:
             **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", options=(
                 "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
-                # warm_start's own are scratch's at 1/4 and 1; there, too, so that its cost can be read about full accuracy
-                *(runs for script, own in RELOADED_AUGMENTED.items()
-                  for runs in (Runs(script, quarter, THREE), Runs(script, quarter, THREE, settings(*own), "tuned"))),
+                # warm_start's own turned out to be scratch's
+                *(runs for script, own in RELOADED_AUGMENTED.items() for runs in (
+                    Runs(script, (0.5,), THREE, settings(*own), "tuned"), Runs(script, quarter, THREE),
+                    Runs(script, (0.25, 1), THREE, settings(*own), "tuned"))),
                 Runs("baselines/scratch", (2,), THREE))),     # the dearest last
         # what half of the epochs bring, on unseen seeds, one at a time
         "grow-mini-augment-fresh": Study(

@@ -12,7 +12,7 @@ MEMORIZE = ("--lr", "0.4", "--weight-decay", "0.0005")
 # Best of grow-mini-reuse-tuning, whose budget is 1/2.
 RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2, 2e-3)}
 # With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
-AUGMENTED = {0.25: (0.4, 5e-4), 0.375: (0.4, 5e-4), 0.5: (0.8, 5e-4), 0.75: (0.4, 5e-4), 1: (0.4, 5e-4), 2: (0.4, 5e-4)}
+AUGMENTED = dict.fromkeys((0.25, 0.375, 0.5, 0.75, 1, 2), (0.4, 5e-4))
 RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
 # Best of grow-mini-crop-flip-reuse-tuning at 12 epochs, for warm_start.
 RELOADED_CROP_FLIP = (0.4, 5e-4)
