@@ -15,7 +15,6 @@ from common.tunings import (
     NO_VIEWS,
     RELOADED,
     RELOADED_AUGMENTED,
-    RELOADED_CROP_FLIP,
     SEGMENTATION,
     TRUNK,
     TRUNKS,
@@ -156,13 +155,13 @@ def studies() -> dict[str, Study]:
                         Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
                         Runs("baselines/warm_start", quarter, (seed,), settings(*RELOADED_AUGMENTED["baselines/warm_start"]),
                              "tuned")))),
-        # as most people train: past runs with crop and flip, too, and with the settings that scratch has
+        # as most people train: past runs with crop and flip, too, and with the settings that scratch has; warm_start's own
+        # turned out to be scratch's
         "grow-mini-crop-flip": Study(
             **GROW_CROP_FLIP, settings=AUGMENTED, scratch_of="grow-mini-augment-fresh", options=(
                 "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=tuple(runs for seed in FRESH for runs in (
                     Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
-                    Runs("baselines/warm_start", quarter, (seed,)),
-                    Runs("baselines/warm_start", (0.25, 0.375, 0.5, 1), (seed,), settings(*RELOADED_CROP_FLIP), "tuned")))),
+                    Runs("baselines/warm_start", (0.25, 0.375, 0.5, 1), (seed,))))),
         "stream-mini": Study("cifar100", "resnet8", 8, scenario="stream", settings=MINI, portions=10, runs=(
             Runs("baselines/scratch", quarter, THREE),        # what one would do, and shorter
             *(Runs(script, half, THREE) for script in ("baselines/warm_start", "methods/shrink_perturb")),

@@ -14,8 +14,6 @@ RELOADED = {"baselines/warm_start": (0.4, 2e-3), "methods/shrink_perturb": (0.2,
 # With crop and flip: best of grow-mini-augment-tuning; of grow-mini-augment-reuse-tuning, whose budget is 1/2.
 AUGMENTED = dict.fromkeys((0.25, 0.375, 0.5, 0.75, 1, 2), (0.4, 5e-4))
 RELOADED_AUGMENTED = {"baselines/warm_start": (0.4, 5e-4), "methods/shrink_perturb": (0.2, 5e-4)}
-# Best of grow-mini-crop-flip-reuse-tuning at 12 epochs, for warm_start.
-RELOADED_CROP_FLIP = (0.4, 5e-4)
 # Best of segmentation-mini-tuning with batches of 2; 3/4 was not tuned.
 SEGMENTATION = dict.fromkeys((0.25, 0.5, 0.75, 1, 2), (0.2, 5e-4))
 # Best of detection-mini-tuning with batches of 4; 3/4 was not tuned.

@@ -173,6 +173,12 @@ def test_settings_are_those_that_the_tuning_chose(name):
     assert all(one in most for budget, one in settings.items() if budget not in tuned)          # those between them
 
 
+def test_warm_start_has_the_best_settings_of_its_tuning_where_past_runs_were_augmented_too():
+    rows = json.loads((ROOT / "results/grow-mini-crop-flip-reuse-tuning/tuning.json").read_text())["rows"]
+    study, found = studies()["grow-mini-crop-flip"], best(rows)
+    assert {runs.tag for runs in study.runs} == {""} and set(study.settings.values()) == {(found["lr"], found["weight_decay"])}
+
+
 @pytest.mark.parametrize("name", ["grow-mini", "grow-mini-augment"])
 def test_methods_named_tuned_have_the_best_settings_of_their_tuning(name):
     rows = json.loads((ROOT / f"results/{name}-reuse-tuning/tuning.json").read_text())["rows"]
