@@ -155,8 +155,8 @@ def studies() -> dict[str, Study]:
                         Runs("baselines/scratch", (0.25, 0.375, 0.5, 0.75, 1), (seed,)),
                         Runs("baselines/warm_start", quarter, (seed,), settings(*RELOADED_AUGMENTED["baselines/warm_start"]),
                              "tuned")))),
-        # as most people train: past runs with crop and flip, too, and with the settings that scratch has; warm_start's own
-        # turned out to be scratch's
+        # as most people train: past runs with crop and flip, too, and with the settings that scratch has, from which its
+        # tuning does not tell the best ones apart
         "grow-mini-crop-flip": Study(
             **GROW_CROP_FLIP, settings=AUGMENTED, scratch_of="grow-mini-augment-fresh", options=(
                 "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=tuple(runs for seed in FRESH for runs in (

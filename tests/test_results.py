@@ -173,10 +173,13 @@ def test_settings_are_those_that_the_tuning_chose(name):
     assert all(one in most for budget, one in settings.items() if budget not in tuned)          # those between them
 
 
-def test_warm_start_has_the_best_settings_of_its_tuning_where_past_runs_were_augmented_too():
+def test_warm_start_has_settings_as_good_as_the_best_where_past_runs_were_augmented_too():
+    """Within the standard error of a share of the 961 held-out examples."""
     rows = json.loads((ROOT / "results/grow-mini-crop-flip-reuse-tuning/tuning.json").read_text())["rows"]
-    study, found = studies()["grow-mini-crop-flip"], best(rows)
-    assert {runs.tag for runs in study.runs} == {""} and set(study.settings.values()) == {(found["lr"], found["weight_decay"])}
+    study, found = studies()["grow-mini-crop-flip"], best(rows)["accuracy"]
+    (lr, decay), = set(study.settings.values())
+    used, = (row["accuracy"] for row in rows if (row["lr"], row["weight_decay"]) == (lr, decay))
+    assert {runs.tag for runs in study.runs} == {""} and found - used < (found * (1 - found) / 961) ** 0.5
 
 
 @pytest.mark.parametrize("name", ["grow-mini", "grow-mini-augment"])
