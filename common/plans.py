@@ -142,7 +142,7 @@ def studies() -> dict[str, Study]:
             **GROW_SHAPE, settings=AUGMENTED, past_of="grow-mini", options=(
                 "--subset", "share:0.2", *CROP_FLIP, "--parts", "share:0.1"), runs=(
                 Runs("baselines/scratch", scratch[:-1], THREE),
-                # warm_start's own turned out to be scratch's
+                # warm_start's own turned out to be scratch's: the same runs, of which those at 1/2 were made under its tag
                 *(runs for script, own in RELOADED_AUGMENTED.items() for runs in (
                     Runs(script, (0.5,), THREE, settings(*own), "tuned"), Runs(script, quarter, THREE),
                     Runs(script, (0.25, 1), THREE, settings(*own), "tuned"))),
