@@ -37,7 +37,7 @@ def flat(model):
 
 @torch.no_grad()
 def set_mean(average, model, snapshots):
-    """The mean of `snapshots` [n, numbers] into `average`; counts of batches are rounded."""
+    """The mean of `snapshots` [n, numbers] into `average`; counts of batches are cut to whole ones."""
     sizes = [tensor.numel() for tensor in model.state_dict().values()]
     for mine, values in zip(average.state_dict().values(), snapshots.mean(0).split(sizes), strict=True):
         mine.copy_(values.view(mine.shape))

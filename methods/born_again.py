@@ -2,7 +2,7 @@
 
 Reuses   final weights of --past
 Pays     one teacher forward pass per step, on the clock
-Source   Furlanello et al. 2018, arXiv:1805.04770, sections 3.2 to 3.4
+Source   Furlanello et al. 2018, arXiv:1805.04770, sections 3.1 and 3.2
 Differs  nothing in the loss; one generation per run, the next one names it as its --past
 Neutral  --alpha 0 --hard 1 is baselines/scratch.py, bit for bit
 
@@ -40,13 +40,13 @@ def soft_cross_entropy(output, p):
 
 
 def confidence_weighted(hard, p):
-    """Cross-entropy [B] on the labels times the teacher's largest probability, weights of mean 1 (equation 9)."""
+    """Cross-entropy [B] on the labels times the teacher's largest probability, weights of mean 1."""
     confidence = p.max(1).values
     return hard * confidence / ranks.everyone(confidence).mean()
 
 
 def permuted(p, noise):
-    """Probabilities [B, C] with all but each row's largest one in an order given by `noise` [B, C] in 0..1 (equation 10)."""
+    """Probabilities [B, C] with all but each row's largest one in an order given by `noise` [B, C] in 0..1."""
     first = F.one_hot(p.argmax(1), p.shape[1])                # [B, C]
     place = (1 - first).argsort(dim=1, stable=True)             # the largest one's place, then the others' from left to right
     source = (noise - 2.0 * first).argsort(1)                 # likewise, the others shuffled

@@ -24,6 +24,7 @@ from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
+from methods.ensemble_distill import distil_from
 
 
 def parser():
@@ -47,18 +48,9 @@ def main(args):
         raise Refused(f"--after {args.after:g}: {past.name} kept no checkpoint from then on. Choose a smaller one, or run "
                       "methods/kd.py.")
     teachers = [past.model(run.device, checkpoint=name) for name in [*names, None]]     # frozen, eval mode; None: the last
+    groups = [[teacher] for teacher in teachers] if args.sample else [teachers]
 
-    def distil_from(teachers):
-        def distil(model, batch):                             # one loss per example, and its named parts
-            with torch.no_grad():
-                soft = task.mean([teacher(batch.image) for teacher in teachers], args.temperature)      # [B, C]
-            output = model(batch.image)                       # [B, C]
-            hard = task.loss(output, batch.target)            # [B]
-            kd = task.distill(output, soft, args.temperature)                   # [B]
-            return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
-        return distil
-
-    losses = [distil_from([teacher]) for teacher in teachers] if args.sample else [distil_from(teachers)]
+    losses = [distil_from(group, task, args) for group in groups]
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         draw = torch.randint(len(losses), (len(data.train),), generator=generator(args.seed, "teacher", epoch)).tolist()

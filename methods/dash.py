@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import ranks
 from common.amp import autocast
 from common.args import arguments, count, share
 from common.data import all_batches, train_batches
@@ -52,6 +53,7 @@ def gradients(call, model, data, order, task, args, run):
             call(backward, batch.image, batch.target)
         for name, p in model.named_parameters():
             negative[name].lerp_(-p.grad * (args.chunk / len(chunk)), args.alpha)       # the last chunk may be a small one
+    ranks.average_(list(negative.values()))                   # all have the same but for rounding, and weights come of it
     return negative
 
 

@@ -32,6 +32,18 @@ def parser():
     return parser
 
 
+def distil_from(teachers, task, args):
+    """The loss function of a student of these teachers: of the labels, and of the mean of what they predict."""
+    def distil(model, batch):                                 # one loss per example, and its named parts
+        with torch.no_grad():
+            soft = task.mean([teacher(batch.image) for teacher in teachers], args.temperature)        # [B, C]
+        output = model(batch.image)                           # [B, C]
+        hard = task.loss(output, batch.target)                # [B]
+        kd = task.distill(output, soft, args.temperature)     # [B]
+        return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
+    return distil
+
+
 def main(args):
     run = Run(args)                                           # the clock runs from here; only untimed() stops it
     task = TASKS[args.task]
@@ -43,18 +55,9 @@ def main(args):
         raise Refused("past runs that know different classes have no mean: classes that only some know would count as unlikely. "
                       "Name runs of the same classes, or add --sample, which asks one at a time.")
     teachers = [one.model(run.device) for one in past]        # P of them, frozen, eval mode
+    groups = [[teacher] for teacher in teachers] if args.sample else [teachers]
 
-    def distil_from(teachers):
-        def distil(model, batch):                             # one loss per example, and its named parts
-            with torch.no_grad():
-                soft = task.mean([teacher(batch.image) for teacher in teachers], args.temperature)      # [B, C]
-            output = model(batch.image)                       # [B, C]
-            hard = task.loss(output, batch.target)            # [B]
-            kd = task.distill(output, soft, args.temperature)                   # [B]
-            return (1 - args.alpha) * hard + args.alpha * kd, {"kd": kd} | task.stats(output, batch.target)
-        return distil
-
-    losses = [distil_from([teacher]) for teacher in teachers] if args.sample else [distil_from(teachers)]
+    losses = [distil_from(group, task, args) for group in groups]
     step = Step(run, model, sgd(model, args))
     for epoch in run.epochs(args.epochs, data, step=step):    # 0 is before training; restores a killed run
         draw = torch.randint(len(losses), (len(data.train),), generator=generator(args.seed, "teacher", epoch)).tolist()

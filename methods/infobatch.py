@@ -1,11 +1,11 @@
 """InfoBatch, seeded: leave out a random half of the easy examples, and weigh the others of them up, from the first epoch on.
 
-Reuses   its loss on each example of --past, averaged over the past run's epochs, as its score until it is first visited
+Reuses   the loss that --past recorded on each example, averaged over its epochs, as a score until the first visit
 Pays     nothing
 Source   Qin et al. 2024, arXiv:2303.04947, section 2; ratio .5 and delta .875 as there
 Differs  scores begin as past losses and not all alike, so that leaving out starts at once, and what is left out keeps a past
          run's score (lower than current ones at first, so that it stays easy, where theirs comes back as hard); examples that it
-         never saw are not left out before their first visit; full epochs begin with the one whose middle is beyond --delta
+         never saw are not left out before their first visit; full epochs begin with the one whose middle is at --delta or beyond
 Neutral  --ratio 0 is baselines/scratch.py, bit for bit
 
     python methods/infobatch.py --past results/cifar100-mini/past

@@ -66,8 +66,8 @@ def main(args):
             raise Refused(f"{fold.name} has itself reused {', '.join(fold.summary['past'])}, so that it may know what it left "
                           "out: use runs of baselines/scratch.py.")
         if fold.config["device"]["name"] != run.config["device"]["name"]:
-            print(f"warning: {fold.name} was made on a {fold.config['device']['name']}, and its seconds are charged here.",
-                  file=sys.stderr)
+            ranks.say(f"warning: {fold.name} was made on a {fold.config['device']['name']}, and its seconds are charged here.",
+                      file=sys.stderr)
         run.charge("past runs", fold.summary["seconds"]["counted"], sum(fold.summary["flops"].values()))
     with run.prepare("scores") as call:
         irreducible = unseen_loss(call, past, data, task, run)                  # [N]

@@ -4,7 +4,7 @@ Reuses   the curves and hyperparameters of all --past
 Pays     nothing
 Source   this repository
 Differs  it has no paper; best is the lowest last loss, held-out where there is a holdout, else on the training data
-Neutral  --fall 0 is baselines/scratch.py with that run's --lr and --weight-decay, bit for bit
+Neutral  --fall 0 is baselines/scratch.py with that run's --lr, --weight-decay and --batch-size, bit for bit
 
     python methods/schedule_reuse.py --past results/cifar100-mini/past
 """
@@ -71,7 +71,7 @@ def beginning(start, rows, fall):
 def main(args):
     start = time.perf_counter()
     folder = best(args.past_folders)
-    for name in {"lr", "weight_decay"} & set(args.inherited):  # not where the command line says otherwise
+    for name in {"lr", "weight_decay", "batch_size"} & set(args.inherited):     # not where the command line says otherwise
         args.inherited[name] = read_config(folder)["args"][name]
         setattr(args, name, args.inherited[name])
     seconds = time.perf_counter() - start

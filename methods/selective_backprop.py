@@ -1,6 +1,6 @@
 """Selective backprop with past losses: an example's chance to be trained on grows with the rank of the loss it had before.
 
-Reuses   its loss on each example of --past, averaged over the past run's epochs
+Reuses   the loss that --past recorded on each example, averaged over the past run's epochs
 Pays     nothing: no pass that scores the examples
 Source   Jiang et al. 2019, arXiv:1910.00762, equation 1
 Differs  ranks among all examples by past losses, which never change, not among the last ones by current losses; kept ones fill
