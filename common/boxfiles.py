@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common import shapes
+from common import ranks, shapes
 from common.detection import LEAST
 from common.files import Refused, lock
 from common.imagefiles import eight_bits, files_below, readable
@@ -85,9 +85,9 @@ def read_voc(folder: Path, image_set: str, classes: Sequence[str], size: tuple[i
         raise Refused(f"{len(bad)} of {len(names)} images of {listed} cannot be used, mend them or take them out of it:\n"
                       + "\n".join(bad[:NAMED]) + ("\n    ..." if len(bad) > NAMED else ""))
     if lost:
-        print(f"warning: {sum(lost.values())} boxes of {listed} are outside of their image and left out, or less than {LEAST} "
-              f"pixels wide or high at {size[1]} x {size[0]} and count as difficult, of {', '.join(list(lost)[:NAMED])}"
-              + (", ..." if len(lost) > NAMED else "."))
+        ranks.say(f"warning: {sum(lost.values())} boxes of {listed} are outside of their image and left out, or less than "
+                  f"{LEAST} pixels wide or high at {size[1]} x {size[0]} and count as difficult, of "
+                  f"{', '.join(list(lost)[:NAMED])}" + (", ..." if len(lost) > NAMED else "."))
     return images, padded(found)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from common import ranks
 
@@ -21,9 +21,34 @@ def convolution_backward(grad, image, weight, _bias, _stride, _padding, _dilatio
     return 2 * grad[0] * math.prod((image if transposed else grad)[2:]) * math.prod(weight) * (wanted[0] + wanted[1])
 
 
-def count_flops() -> FlopCounterMode:
-    """`with count_flops() as counter:`, then counter.get_total_flops(): 2 for a multiply-add."""
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
+def attention(query, key, value, *_, **__):
+    """FLOPs of attention's two products, from shapes: torch's own formula is registered for GPUs alone."""
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward(grad, query, key, value, *_, **__):
+    """FLOPs of its gradients: of two products for each, and the scores made again."""
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+FORMULAS = {torch.ops.aten.convolution_backward: convolution_backward,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}
+
+
+@contextmanager
+def count_flops() -> Iterator[FlopCounterMode]:
+    """`with count_flops() as counter:`, then counter.get_total_flops(): 2 for a multiply-add.
+
+    Without torch's fast path of attention in eval mode, one operation that has no formula; its FLOPs are the slow one's.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class Clock:

@@ -88,8 +88,8 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         classes = [names[c] for c in used] if names else used.tolist()
         lacking = np.setdiff1d(test_target[test_keep], used)
         if len(lacking):                                      # what a subset left nothing of
-            print(f"warning: --subset {args.subset} has no training image of {len(lacking)} classes, whose test images are left "
-                  f"out: {listed([str(names[c] if names else c) for c in lacking])}.")
+            ranks.say(f"warning: --subset {args.subset} has no training image of {len(lacking)} classes, whose test images are "
+                      f"left out: {listed([str(names[c] if names else c) for c in lacking])}.")
             test_keep = test_keep[np.isin(test_target[test_keep], used)]
         target, test_target = lookup[target], lookup[test_target]
     mean, std = channel_moments(images, keep)
@@ -104,8 +104,8 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         held = rank_in_class(fine, np.arange(len(fine)))[keep] >= 1 - args.holdout      # [n]
         lacking = [] if own else np.setdiff1d(target[keep], target[keep[held]])
         if len(lacking):
-            print(f"warning: --holdout {args.holdout:g} holds out no image of {len(lacking)} classes, which have too few: "
-                  f"{listed([str(classes[c]) for c in lacking])}.")
+            ranks.say(f"warning: --holdout {args.holdout:g} holds out no image of {len(lacking)} classes, which have too few: "
+                      f"{listed([str(classes[c]) for c in lacking])}.")
         evaluated, keep = part(keep[held], images, target, "none"), keep[~held]
         final = part(test_keep, test_images, test_target, "none")
     else:

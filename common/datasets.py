@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import shapes
+from common import ranks, shapes
 from common.files import Refused, listed, lock
 from common.imagefiles import ENDINGS, classes_below, decoded, files_below
 
@@ -87,7 +87,8 @@ def read_caltech101(data_dir: str, size: int) -> tuple:
             download_caltech101(data_dir, root)
     names = [name for name in classes_below(root) if name != "BACKGROUND_Google"]
     if len(names) != 101:
-        print(f"warning: {root} holds {len(names)} categories, Caltech-101 has 101: unpack it again if you did not choose them.")
+        ranks.say(f"warning: {root} holds {len(names)} categories, Caltech-101 has 101: unpack it again if you did "
+                  "not choose them.")
     files, label = labelled(root, names)
     number, chosen = by_name(files, root), np.zeros(len(files), bool)
     for c in range(len(names)):
@@ -180,19 +181,19 @@ def splits(root: Path, cache: Path, names: list[str], found: list[tuple[list[Pat
     known = np.isin(test_label, kept)
     if not known.all():
         lacking = sorted({names[c] for c in test_label[~known]})
-        print(f"warning: {len(lacking)} classes have no training image, their test images are left out: {listed(lacking)}.")
+        ranks.say(f"warning: {len(lacking)} classes have no training image, their test images are left out: {listed(lacking)}.")
     if len(known) and not known.any():
         raise Refused(f"{root} has no test image of any class that it has training images of "
                       f"({listed([names[c] for c in kept], 5)}): use the same class folders in both.")
     test_images, test_target = decode_split(root, cache, pick(test_files, known), test_label[known], size)
     unseen = sorted(names[c] for c in np.setdiff1d(kept, test_target))
     if unseen:
-        print(f"warning: {len(unseen)} classes have no test image: {listed(unseen)}.")
+        ranks.say(f"warning: {len(unseen)} classes have no test image: {listed(unseen)}.")
     empty = [name for c, name in enumerate(names) if c not in kept and c not in test_label]
     if empty:
-        print(f"warning: {len(empty)} class folders have no image ({' '.join(ENDINGS)}) that can be read: {listed(empty)}.")
-    print(f"{root}: {len(kept)} classes ({listed([names[c] for c in kept], 3)}), {len(target)} images to train, "
-          f"{len(test_target)} to test.")
+        ranks.say(f"warning: {len(empty)} class folders have no image ({' '.join(ENDINGS)}) that can be read: {listed(empty)}.")
+    ranks.say(f"{root}: {len(kept)} classes ({listed([names[c] for c in kept], 3)}), {len(target)} images to train, "
+              f"{len(test_target)} to test.")
     number = {c: i for i, c in enumerate(kept.tolist())}
     target, test_target = (np.array([number[c] for c in labels.tolist()]) for labels in (target, test_target))
     return (images, target, target), (test_images, test_target, test_target), [names[c] for c in kept]

@@ -58,7 +58,7 @@ def opened(folder: Path, config: dict) -> tuple[dict, dict | None]:
     if not (folder / "last.pt").exists():
         return config, None                                   # made anew, by this code
     if old.get("commit") != config["commit"]:
-        print(f"warning: {folder} was begun at commit {old.get('commit')}, now it is {config['commit']}.", file=sys.stderr)
+        ranks.say(f"warning: {folder} was begun at commit {old.get('commit')}, now it is {config['commit']}.", file=sys.stderr)
     here = {"commit": config["commit"], "dirty": config["dirty"]}
     return old | {"resumed": [*old.get("resumed", []), here]}, None
 

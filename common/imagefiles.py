@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import ranks
 from common.files import Refused, listed, lock, read_json, reserve, write_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")      # torchvision's ImageFolder's
@@ -84,20 +85,20 @@ def decoded(files: Sequence[Path], size: int, root: Path, cache: Path) -> tuple[
         raise Refused(f"{said} is damaged: delete it and {path.name}, and both are made again.")
     if bad:
         shown = "\n".join(f"    {listed([name])}: {listed([why])}" for name, why in list(bad.items())[:NAMED])
-        print(f"warning: {len(bad)} of {len(files)} images cannot be read and are left out:\n{shown}"
-              + ("\n    ..." if len(bad) > NAMED else ""))
+        ranks.say(f"warning: {len(bad)} of {len(files)} images cannot be read and are left out:\n{shown}"
+                  + ("\n    ..." if len(bad) > NAMED else ""))
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise Refused(f"{path} is damaged ({error}): delete it, and it is made again.") from None
     readable = np.array([i for i, name in enumerate(names) if name not in bad])
-    if len(readable) != len(images):
+    if len(images) not in (len(files), len(readable)):        # earlier versions left no rows over
         raise Refused(f"{path} does not hold the images that {said.name} says: delete both, and they are made again.")
-    return images, readable
+    return images[:len(readable)], readable
 
 
 def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], size: int) -> None:
-    """The array of `decoded`, and which files could not be read."""
+    """The array of `decoded`, rows left over at its end, and which files could not be read."""
     partial, bad, n = path.with_suffix(".partial"), {}, 0
     try:
         table = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
@@ -116,9 +117,6 @@ def write(path: Path, said: Path, files: Sequence[Path], names: Sequence[str], s
             raise Refused(f"none of {len(files)} images can be read, the first because of {why}: "
                           "look whether they are images in a format that Pillow reads.")
         table.flush()
-        if bad:                                               # fewer rows than were planned
-            np.save(partial.with_suffix(".short.npy"), table[:n])
-            os.replace(partial.with_suffix(".short.npy"), partial)
         os.replace(partial, path)
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}. It takes {len(files) * size * size * 3 / 2 ** 30:.2g} GiB: make "

@@ -7,7 +7,6 @@ convolution with batch norm; convolutions start from kaiming normal (fan-out). R
 861,620 parameters and takes 125.75 M multiply-adds for a 32 x 32 image.
 """
 import re
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -70,32 +69,7 @@ class ResNet(nn.Module):
         return [f1, f2, self.stage3(f2)]
 
 
-def resnet8(classes: int) -> ResNet:
-    return ResNet(8, classes)
-
-
-def resnet20(classes: int) -> ResNet:
-    return ResNet(20, classes)
-
-
-def resnet32(classes: int) -> ResNet:
-    return ResNet(32, classes)
-
-
-def resnet44(classes: int) -> ResNet:
-    return ResNet(44, classes)
-
-
-def resnet56(classes: int) -> ResNet:
-    return ResNet(56, classes)
-
-
-def resnet110(classes: int) -> ResNet:
-    return ResNet(110, classes)
-
-
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    f.__name__: f for f in (resnet8, resnet20, resnet32, resnet44, resnet56, resnet110)}
+MODELS = tuple(f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110))
 
 
 def model_name(text: str) -> str:

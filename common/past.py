@@ -29,9 +29,9 @@ def source(task: str) -> str:
 def finished(folders: list[Path]) -> list[Path]:
     """Those of `folders` whose runs have ended, the others being named; all of them where none has, for PastRun to refuse."""
     ended = [folder for folder in folders if (folder / "summary.json").exists()]
-    if ended and len(ended) < len(folders) and ranks.rank() == 0:
-        print("warning: --pick best leaves out past runs that failed or are not finished: "
-              + ", ".join(str(folder) for folder in folders if folder not in ended), file=sys.stderr)
+    if ended and len(ended) < len(folders):
+        ranks.say("warning: --pick best leaves out past runs that failed or are not finished: "
+                  + ", ".join(str(folder) for folder in folders if folder not in ended), file=sys.stderr)
     return ended or folders
 
 
@@ -154,7 +154,7 @@ class PastRun:
             if not any(w.ndim for w in fits.values()):        # batch norm's counts of batches fit anything
                 raise Refused(f"past run {self.name} is a {self.architecture}, of which nothing fits into this run's "
                               f"{self.args.model}: name past runs of the same model, or train from scratch.")
-            self._say(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
+            ranks.say(f"weights of {self.name}: {len(fits)} of {len(mine)} tensors placed, from scratch: {', '.join(left)}")
             return mine | fits
         if self.architecture != self.args.model or not (self._same_classes() or self._known()):
             raise Refused(f"past run {self.name} is a {self.architecture} for {len(self.classes)} {self.labels} classes of "
@@ -176,14 +176,9 @@ class PastRun:
         for name in head:
             theirs[name], past = mine[name].clone(), theirs[name]
             theirs[name][places] = past[rows]
-        self._say(f"weights of {self.name}: head rows of {len(known)} of {len(self.data.classes)} classes placed, the others "
-              "from scratch")
+        ranks.say(f"weights of {self.name}: head rows of {len(known)} of {len(self.data.classes)} classes placed, the others "
+                  "from scratch")
         return theirs
-
-    @staticmethod
-    def _say(text: str) -> None:
-        if ranks.rank() == 0:
-            print(text)
 
     def checkpoints(self) -> dict[str, float]:
         """Names of the checkpoints kept along the way, with the progress (0..1) each was taken at."""

@@ -4,6 +4,7 @@ The global batch is composed on every rank and each takes its part, so that any 
 """
 import os
 from datetime import timedelta
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,9 @@ def begin(device: str) -> torch.device:
     """Joins the other ranks where torchrun has started this process; returns its device."""
     found = device_of(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+            raise Refused("WORLD_SIZE says that there are several ranks, but RANK or MASTER_ADDR is not set: start them with "
+                          "torchrun, or unset WORLD_SIZE.")
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
         except RuntimeError as error:
@@ -47,6 +51,12 @@ def world() -> int:
 def rank() -> int:
     """0 to world() - 1; only 0 writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints once what every rank knows; to stdout, if no file is named."""
+    if rank() == 0:
+        print(text, file=file)
 
 
 def own(tensor: Tensor) -> Tensor:

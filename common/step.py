@@ -106,7 +106,8 @@ class Step:
             with count_flops() as counter:
                 self._backward(batch, loss_fn)
             if args.compile:
-                self._backward(batch, run_fn)
+                with torch.compiler.config.patch(recompile_limit=self.MOST):    # of loss functions made by one def: 8, else eager
+                    self._backward(batch, run_fn)
             update = partial(self._update, run_fn)
             if args.graph:
                 update = self.latest = Graph(update, batch, self.latest)

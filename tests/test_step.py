@@ -98,6 +98,46 @@ def test_counting_flops_leaves_no_trace(begun):
     assert all(p.grad is None for p in model.parameters()) and run.clock.untimed_seconds["compile"] > 0
 
 
+def test_every_loss_function_of_one_def_is_compiled(begun, monkeypatch):
+    """torch stops after eight and goes on uncompiled, on the clock; more than eight has whoever freezes layer by layer."""
+    run, task, data, model = begun
+    run.data, run.args.compile, compiled, compiler = data, True, [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, **options: compiler(
+        fn, backend=lambda graph, inputs: compiled.append(graph) or graph.forward, **options))
+    step = Step(run, model, sgd(model, run.args))
+    _, batch = next(train_batches(data.train, run, 1))
+
+    def another():
+        return lambda model, batch: (cross_entropy(model(batch.image), batch.target), {})
+
+    for p in list(model.parameters())[:10]:
+        p.requires_grad_(False)
+        loss_fn, before = another(), len(compiled)
+        step._prepare(batch, loss_fn)
+        assert len(compiled) > before
+        before = len(compiled)
+        step(batch, loss_fn, lr=0.1)
+        assert len(compiled) == before                        # nor anew on the clock
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_flops_of_attention_are_those_of_its_products(frozen):
+    """A frozen one in eval mode takes a path of its own, which torch does not count, nor CPUs' fused attention."""
+    batch, length, width = 2, 7, 16
+    attention, x = torch.nn.MultiheadAttention(width, 4, batch_first=True), torch.randn(batch, length, width)
+    attention.train(not frozen).requires_grad_(not frozen)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.set_grad_enabled(not frozen), count_flops() as counter:
+        output = attention(x, x, x, need_weights=False)[0]
+        forward = counter.get_total_flops()
+        if not frozen:
+            output.sum().backward()
+    linear, products = 2 * batch * length * width * 4 * width, 2 * 2 * batch * length ** 2 * width
+    assert forward == linear + products and torch.backends.mha.get_fastpath_enabled() == fast
+    if not frozen:                                            # two products for each; and the scores are made again
+        assert counter.get_total_flops() - forward == 2 * linear - 2 * batch * length * width * 3 * width + 2.5 * products
+
+
 def test_flops_by_hand(begun):
     """ResNet-8 at 32 x 32, multiply-adds by hand: forward; backward twice that, but no gradient for the image."""
     run, task, data, model = begun
@@ -134,7 +174,7 @@ def test_published_sizes():
         output, features = model(torch.zeros(1, 3, 32, 32), features=True)
     assert counter.get_total_flops() / 2 == pytest.approx(125.75e6, rel=1e-3)
     assert output.shape == (1, 100) and [tuple(f.shape[1:]) for f in features] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
-    assert list(MODELS) == ["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    assert MODELS == ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
 
 def test_distillation_by_hand():
