@@ -40,14 +40,34 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def left_by_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Bytes left below the limit of this process's control group (version 2; of a container, a Slurm job) and of those above."""
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def groups(own: Path = OWN_GROUP, root: Path = GROUPS) -> list[Path]:
+    """Folders of this process's control group (version 2; of a container, a Slurm job) and of those above."""
     try:
         group = root / next(line[4:] for line in own.read_text().splitlines() if line.startswith("0::/"))
     except (OSError, StopIteration):
         return []
+    return [group, *group.parents]
+
+
+def cores_by_groups(own: Path = OWN_GROUP, root: Path = GROUPS) -> list[float]:
+    """Cores' worth of time that each control group with a limit may take."""
+    found = []
+    for folder in groups(own, root):
+        try:
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+        except (OSError, ValueError):                         # no such file, or "max": no limit
+            continue
+        found.append(quota / period)
+    return found
+
+
+def left_by_groups(own: Path = OWN_GROUP, root: Path = GROUPS) -> list[int]:
+    """Bytes left below the limit of each control group that has one."""
     left = []
-    for folder in (group, *group.parents):
+    for folder in groups(own, root):
         try:
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

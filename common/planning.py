@@ -1,6 +1,7 @@
 """From a fixed plan to plan.json: every run with its command and the folder that the run itself will choose."""
 import importlib
 import math
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -60,21 +61,25 @@ class Planner:
             self._add("folds", study.past_epochs, lambda fold: (
                 *study.past_options, "--subset", f"not:{fold}/{len(study.past_seeds)}"))
         for kind, (epochs, options) in study.others.items():
-            used = max((len(runs.seeds) for runs in study.runs if runs.past == kind), default=None)
-            self._add(kind, epochs, lambda fold, options=options: options, budget=None, count=used)     # seed k reuses the k-th
+            used = {seed for runs in study.runs if runs.past == kind for seed in runs.seeds}    # seed k reuses the k-th
+            self._add(kind, epochs, lambda fold, options=options: options, budget=None, count=len(used) or None)
 
     def _add(self, kind: str, epochs: float, options, budget: float | None = 1, count: int | None = None) -> None:
         self.before[kind] = [
-            self._command("baselines/scratch", epochs, seed, f"results/{self.owner}/{kind}", budget, ("--slim", *options(fold)))
+            self._command("baselines/scratch", epochs, seed, self._home(kind), budget, ("--slim", *options(fold)))
             for fold, seed in enumerate(self.study.past_seeds[:count], 1)]
+
+    def _home(self, kind: str) -> str:
+        """Where past runs of that kind are: with a study of its own others, only these are its own."""
+        return f"{self.results if kind in self.study.others else f'results/{self.owner}'}/{kind}"
 
     @staticmethod
     def _kind(runs: Runs) -> str:
         return runs.past or needs(runs.script) or "past"
 
     def past(self) -> list[dict]:
-        above = f"../{self.owner}/" if self.study.past_of else ""
-        return [run | {"folder": f"{above}{kind}/{run['folder']}"} for kind, made in self.before.items() for run in made]
+        above = {kind: os.path.relpath(self._home(kind), self.results) for kind in self.before}
+        return [run | {"folder": f"{above[kind]}/{run['folder']}"} for kind, made in self.before.items() for run in made]
 
     def _command(self, script: str, epochs: float, seed: int, where: str, budget: float | None, options=(), tag: str = "",
                  kind: str = "past", earlier: list[dict] | None = None) -> dict:
@@ -92,7 +97,7 @@ class Planner:
         past = []
         if needs(script):
             past = self.before[kind] if earlier is None else earlier
-            line += ["--past", *([f"results/{self.owner}/{kind}"] if earlier is None else
+            line += ["--past", *([self._home(kind)] if earlier is None else
                                  [f"{where}/{run['folder']}" for run in earlier])]
             if "--lr" in study.past_options and "--lr" not in line and budget is not None:
                 own = parser.parse_only(line[1:])             # not what the past runs were made with

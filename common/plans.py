@@ -193,7 +193,7 @@ def studies() -> dict[str, Study]:
         # its strongest, and the strongest that trains anew, on unseen seeds, one at a time; trunks also in less than half
         "caltech101-mini-fresh": Study(
             **CALTECH, settings=CALTECH101 | dict.fromkeys((0.125, 0.25), CALTECH101[0.5]), past_of="caltech101-mini",
-            confirms="caltech101-mini", runs=tuple(runs for seed in FRESH for runs in (
+            others=TRUNKS, confirms="caltech101-mini", runs=tuple(runs for seed in FRESH for runs in (
                 Runs("baselines/scratch", (0.5, 0.75, 1), (seed,)),
                 Runs("baselines/warm_start", (0.125, 0.25, 0.5), (seed,), **TRUNK),
                 Runs("methods/ensemble_distill", (0.5, 1), (seed,), **SAMPLE), Runs("baselines/scratch", (2,), (seed,))))),

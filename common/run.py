@@ -20,7 +20,7 @@ from common.machine import device_name, keep_memory, versions, warm_up
 from common.naming import folder_name
 from common.past import PastRun, finished
 from common.pictures import write_picture
-from common.runfiles import read_config
+from common.runfiles import names
 from common.tasks import TASKS
 
 AGREE = 20                                                    # steps after which ranks ask each other for signals
@@ -43,7 +43,7 @@ class Run:
         self.clock = Clock(self.device)
         self.writes = ranks.rank() == 0
         self.untimed, self.prepare, self.charge = self.clock.untimed, self.clock.prepare, self.clock.charge
-        self.past_names = [read_config(past)["name"] for past in args.past_folders]
+        self.past_names = names(args.past_folders, args.past)
         self.name = folder_name(args, self.past_names)
         self.folder = Path(args.results) / self.name
         self.steps = self.examples = self.epoch = 0
@@ -67,11 +67,11 @@ class Run:
         self.config = self._open()
         self.bar = Bar(self.name, args.batch_size, hidden=not self.writes)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        if args.inherited and self.writes:
-            print("from --past: " + ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in args.inherited.items()))
-        if self.writes and f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
-            print(f"warning: a past run has this run's own seed {args.seed}, so the same initial weights and data order; "
-                  "give past runs seeds of their own (100, 101, ...).", file=sys.stderr)
+        if args.inherited:
+            ranks.say("from --past: " + ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in args.inherited.items()))
+        if f"seed{args.seed}" in {name.rpartition("/")[2] for name in self.past_names}:
+            ranks.say(f"warning: a past run has this run's own seed {args.seed}, so the same initial weights and data order; "
+                      "give past runs seeds of their own (100, 101, ...).", file=sys.stderr)
 
     def _open(self) -> dict:
         """Takes the folder; what config.json shall say, or says already."""

@@ -1,4 +1,5 @@
 """What any finished run left, read from its folder without its task or data; nothing in it can execute code here."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,17 @@ def find_runs(paths: list[str]) -> list[Path]:
     if paths and not found:
         raise Refused(f"--past {' '.join(paths)}: none of these runs began. Their failed.json says why.")
     return sorted(set(found), key=lambda folder: (read_config(folder)["args"]["seed"], folder))
+
+
+def names(folders: Sequence[Path], paths: Sequence[str]) -> list[str]:
+    """Names of the runs in `folders`, and of those of `paths` that failed before they began, by seed: what is reused was planned.
+
+    Theirs are what the queue that started them has written down.
+    """
+    found = [read_config(folder)["name"] for folder in folders]
+    lost = [read_json(Path(path) / "failed.json").get("name") for path in paths
+            if (Path(path) / "failed.json").exists() and not any(Path(path).rglob("config.json"))]
+    return sorted([*found, *filter(None, lost)], key=lambda name: int(name.rpartition("seed")[2])) if any(lost) else found
 
 
 def read_config(folder: Path) -> dict:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.files import Refused, lock, read_json, write_json
+from common.machine import cores_by_groups
 from common.planning import plan
 from common.planparts import ROOT
 from common.plans import studies
@@ -31,7 +34,8 @@ from common.tasks import TASKS
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([found, *cores_by_groups()])))
 
 
 def threads_each(jobs: int) -> int:
@@ -57,6 +61,11 @@ class Queue:
     def _stop(self, number, frame) -> None:
         self.stopping = number
         for process in self.running:
+            self._tell(process)
+
+    @staticmethod
+    def _tell(process: int) -> None:
+        with suppress(ProcessLookupError):                    # it has ended just now
             os.kill(process, signal.SIGTERM)
 
     def make(self, runs: list[dict]) -> None:
@@ -79,7 +88,10 @@ class Queue:
                 flags = [flag for flag in FLAGS["compiled_graph"] if begun["args"].get(flag.removeprefix("--"))]
             words = [*shlex.split(run["command"])[1:], *flags]
             start = self._fork if torch.version.cuda is None or not torch.cuda.device_count() else self._spawn
-            self.running[start(words, folder, threads)] = run, time.monotonic()
+            process = start(words, folder, threads)
+            self.running[process] = run, time.monotonic()
+            if self.stopping:                                 # a signal came before it was among those that are told
+                self._tell(process)
         while self.running:
             self._wait()
 
@@ -97,7 +109,9 @@ class Queue:
 
     def _fork(self, words: list[str], folder: Path, threads: int) -> int:
         """A child that has everything loaded; its output in console.txt."""
-        process = os.fork()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)     # of NumPy, asleep
+            process = os.fork()
         if process:
             return process
         code = 1
@@ -138,7 +152,7 @@ class Queue:
             self._say(run, "stopped; the same command goes on from there")
         else:
             try:
-                write_json(folder / "failed.json", {"exit_code": code, "message": lines[-1]})
+                write_json(folder / "failed.json", {"exit_code": code, "message": lines[-1], "name": run["folder"]})
             except Refused as full:
                 print(full, file=sys.stderr)
             self.failed.append(run["command"])
@@ -208,7 +222,11 @@ def make(root: Path, chosen: dict, jobs: int, flags: list[str] = FLAGS["eager"])
         TASKS[chosen["task"]].read("data", TASKS[chosen["task"]].defaults["image_size"])      # likewise
     queue = Queue(root, jobs, len({run["folder"] for run in chosen["past"] + chosen["runs"]}), flags)
     queue.make(chosen["past"])
-    if chosen["past"] and not queue.stopping:
+    if lost := [run["folder"] for run in chosen["past"] if not (root / run["folder"] / "summary.json").exists()]:
+        if not queue.stopping:
+            raise Refused(f"{len(lost)} of {len(chosen['past'])} past runs failed ({', '.join(lost)}), and to reuse the others "
+                          "alone is not the plan: mend what their console.txt says, and give the same command again.")
+    elif chosen["past"]:
         tops = sorted({str(root / Path(run["folder"]).parents[3]) for run in chosen["past"]})       # .../past, .../folds
         found = {os.path.relpath(path, root) for path in find_runs([top for top in tops if any(Path(top).rglob("config.json"))])}
         if stray := found - {run["folder"] for run in chosen["past"]}:

@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_read_from_disk(tree, tmp_path, monkeypatch):
     assert torch.equal(whole.train.images(index, view), mapped.train.images(index, view))
 
 
-def test_memory_that_a_control_group_leaves(tmp_path):
+def test_memory_and_cores_that_a_control_group_leaves(tmp_path):
     """The job may take 100, of the 70 it took 20 are files' cache; above it there is no limit."""
     for folder, limit in (("slurm/job", "100"), ("slurm", "max")):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -276,6 +276,10 @@ def test_memory_that_a_control_group_leaves(tmp_path):
     own = tmp_path / "cgroup"
     own.write_text("0::/slurm/job\n")
     assert machine.left_by_groups(own, tmp_path) == [50]
+    assert machine.cores_by_groups(own, tmp_path) == []
+    for folder, limit in (("slurm/job", "max 100000"), ("slurm", "150000 100000")):       # microseconds in so many
+        (tmp_path / folder / "cpu.max").write_text(limit + "\n")
+    assert machine.cores_by_groups(own, tmp_path) == [1.5]
     assert machine.left_by_groups(tmp_path / "none", tmp_path) == [] and machine.free_memory(CPU) > 2 ** 20
 
 

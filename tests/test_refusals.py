@@ -392,3 +392,8 @@ def test_no_traceback_at_the_console(tmp_path):
                                capture_output=True, text=True, cwd=tmp_path)
         assert ended.returncode == 1 and ended.stderr and "Traceback" not in ended.stderr, ended.stderr
         assert not list((tmp_path / "r").rglob("*.json"))
+
+
+def test_several_ranks_without_torchrun_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused("start them with torchrun, or unset WORLD_SIZE", run_script, "baselines/scratch", "--results", tmp_path)

@@ -308,6 +308,9 @@ def test_reloaded_weights_are_scored_by_gains_where_nothing_is_new(study):
     assert "gain_over_warm_start" not in row(report, "shrink", 0.5)
     assert score(report, "shrink")["targets"]["full"]["cost"]["flops"]["status"] == "starts there"
     assert "starts there" in (study / "REPORT.md").read_text()
+    saved = {item["kind"]: item for item in report["recommendations"]}["save compute, full"]
+    assert "`shrink` has it before its first step." in saved["text"] and saved["measured"] == saved["candidates"]
+    assert "do not get there" not in saved["text"]
 
 
 def test_a_gain_that_charges_the_past_run_is_over_a_scratch_of_that_cost(study):

@@ -6,17 +6,19 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import SCRIPTS
+from conftest import SCRIPTS, parse, run_script
 
 from common import planning, study
 from common.files import Refused
-from common.planning import plan
-from common.planparts import Runs, Study
+from common.naming import folder_name
+from common.planning import Planner, plan
+from common.planparts import Runs, Study, needs
 from common.plans import VARIANTS, dense_minis, studies
 from common.report import write_report
 from common.report.overview import write_overview
 from common.report.search import what_pays
 from common.report.tuning import best, pairs
+from common.runfiles import names
 
 
 @pytest.fixture
@@ -170,6 +172,23 @@ def test_dense_studies_are_tuned_by_a_cross_and_every_seed_reuses_another_past_r
     made = plan("x-mini", chosen["x-mini"])
     assert made["tuned"] and "--lr 0.1 " in made["past"][0]["command"]
     assert all(f"--lr {r['budget'] / 10:g} " in r["command"] for r in made["runs"])
+
+
+def test_no_two_seeds_share_a_past_run():
+    """Where a method reuses one run, so that an interval over seeds is one over past runs, too."""
+    for name, one in studies().items():
+        made, seeds = Planner(name, one), {}
+        for runs in one.runs if not (one.trials or one.portions or one.generations) else ():
+            if needs(runs.script):
+                seeds.setdefault((made._kind(runs), runs.script, runs.tag, runs.budgets), set()).update(runs.seeds)
+        for (kind, *_), own in seeds.items():
+            assert len({seed % len(made.before[kind]) for seed in own}) == len(own), (name, kind)
+    fresh = plan("caltech101-mini-fresh", studies()["caltech101-mini-fresh"])       # its own trunks, the past runs of another
+    assert [run["folder"].split("/")[:2] for run in fresh["past"]] == 5 * [["..", "caltech101-mini"]] + 5 * [
+        ["trunks", "cifar100-resnet20"]]
+    trunk, sample = (next(run["command"] for run in fresh["runs"] if run["tag"] == tag) for tag in ("trunk", "sample"))
+    assert trunk.endswith("--past results/caltech101-mini-fresh/trunks")
+    assert sample.endswith("--past results/caltech101-mini/past")
 
 
 def test_past_runs_of_another_task_do_not_get_the_study_s_settings():
@@ -330,7 +349,7 @@ def test_regret_by_hand(tmp_path):
     text = write_report(tmp_path).read_text()
     rows = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     assert rows["reuse"]["seeds"] == 1 and rows["reuse"]["delivered"]["mean"] == 0.4      # b2's, whose settings are the best
-    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 100} and rows["reuse"]["regret"]["mean"] == 0
+    assert rows["reuse"]["cost"] == {"0": 100 + 50 + 75} and rows["reuse"]["regret"]["mean"] == 0
     assert "1 trials failed and count as the worst" in text and "failed: the loss became infinite | `python b3`" in text
     assert "1 trials are missing" not in text
     (tmp_path / "a1" / "summary.json").rename(tmp_path / "a1" / "failed.json")            # nothing there to reuse
@@ -376,6 +395,27 @@ def test_what_scratch_alone_can_do_for_less(tmp_path):
     assert [round(row["regret_test"]["mean"], 6) for row in (then, half)] == [0.06, 0.01]
     assert rows["scratch", 0.25]["regret_test"]["mean"] == pytest.approx(0.06) and "has 75.0 % right" in text
     assert "| learning rate, weight decay |  | 0 | 0, 0.0005 | 0.1, 0.0005 | 0.2, 0.0005 | 0.3, 0.0005 |" in text
+
+
+def test_what_follows_a_trial_that_never_began_is_the_run_that_was_planned(tmp_path):
+    trial = ["--epochs", 1, "--holdout", 0.1, "--results", tmp_path]
+    first, lost = run_script("baselines/scratch", *trial, "--seed", 1), tmp_path / "shapes-resnet8/scratch/e1/seed2"
+    lost.mkdir(parents=True)
+    (lost / "failed.json").write_text(json.dumps({"exit_code": -9, "message": "", "name": "shapes-resnet8/scratch/e1/seed2"}))
+    reuse = ["--epochs", 1, "--holdout", 0.1, "--seed", 3, "--pick", "best", "--past", first, lost,
+             "--results", tmp_path]
+    args = parse("baselines/warm_start", *reuse)
+    planned = [str(folder.relative_to(tmp_path)) for folder in (first, lost)]
+    assert names(args.past_folders, args.past) == planned
+    assert run_script("baselines/warm_start", *reuse) == tmp_path / folder_name(args, planned)
+
+
+def test_nothing_is_reused_where_a_past_run_failed(tiny, monkeypatch):
+    small = replace(study.studies()["demo"], past_options=("--lr", "1e30"))
+    monkeypatch.setattr(study, "studies", lambda: {"demo": small})
+    with pytest.raises(Refused, match="2 of 2 past runs failed .past/.*seed100, .*seed101., and to reuse the others alone"):
+        study.main(["--jobs", "2"])
+    assert not list(tiny.glob("shapes-resnet8/*")) and len(list(tiny.rglob("failed.json"))) == 2
 
 
 def test_a_failed_trial_does_not_end_its_search(tmp_path, monkeypatch, capsys):

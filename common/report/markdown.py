@@ -249,8 +249,9 @@ def opening(report: Mapping) -> str:
     if owner := report.get("scratch_of"):
         text += f"Scratch's runs are those of [{owner}](../{owner}/REPORT.md). "
     text += f"Past runs: {words.regime(report)}. "
-    if full and full["complete"] and report["past"]["regime"] == "memorizes" and full["train_accuracy"] < words.REGIME_BORDER:
-        text += f"Scratch at budget 1 does not, its train accuracy is {percent(full['train_accuracy'])} %. "
+    known = full["train_accuracy"] if full and full["complete"] else None
+    if known is not None and report["past"]["regime"] == "memorizes" and known < words.REGIME_BORDER:
+        text += f"Scratch at budget 1 does not, its train accuracy is {percent(known)} %. "
     if not report["tuned"]:
         text += "**Scratch's learning rate and weight decay are the task's defaults, not tuned here.** "
     gaps = [f"{state}: {len(runs)}" for state, runs in (("missing", report["missing"]), ("failed", report["failed"]))

@@ -97,10 +97,13 @@ def save_compute(report: Mapping, target: str) -> dict:
     found = {"kind": f"save compute, {target}", "rule": rule, "method": best["method"] if met else None,
              "candidates": len(candidates)} | {
              name: cell["flops"][name] if met else None for name in ("value", "low", "high")}
-    short = [score for score in candidates if score not in known and max(score["budgets"], default=0) < 1]
-    found |= {"said": words.speed_up(cell["flops"]) if met else None, "measured": len(candidates) - len(short)}
+    state = {score["method"]: cells[score["method"]]["flops"]["status"] for score in candidates}
+    short = [score for score in candidates if state[score["method"]] == "not reached" and max(score["budgets"]) < 1]
+    unknown = list(state.values()).count("unknown")
+    found |= {"said": words.speed_up(cell["flops"]) if met else None, "measured": len(candidates) - len(short) - unknown}
+    there = "".join(f" `{name}` has it before its first step." for name, said in state.items() if said == "starts there")
     if not met:
-        text = f"No method meets the rule for {goal}."
+        text = f"No method meets the rule for {goal}.{there}"
         if best:
             text += f" Nearest: `{best['method']}`, {words.speed_up(cell['flops'])} times."
         if short:
@@ -110,6 +113,7 @@ def save_compute(report: Mapping, target: str) -> dict:
             f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
     if cell["seconds"]["status"] != "not comparable" and not above(cell["seconds"], 1):
         text += " By seconds the saving is not established."
+    text += there
     free = next((score for score in met if not score["reused"]), None)
     if not best["reused"]:
         text += " It reuses nothing of the past."

@@ -17,8 +17,8 @@ RULES = """\
 - **Cost** is that of all of its trials, in FLOPs of training and preparation.
 - **Delivered** is the {noun} of its best trial, the model that one would take: on the held-out examples that chose it, which
   flatters every search, and on the test set, which chose nothing and was looked at once, after that trial's training.
-- A trial that **failed** counts as the worst, with 0 % {noun}, and costs what scratch's trial with the same settings
-  cost, or what it had logged where that is more. A search whose first trial failed has nothing to reuse and is left out.
+- A trial that **failed** counts as the worst, with 0 % {noun}, and costs what the other trials of its search cost
+  on average, or what it had logged where that is more. A search whose first trial failed has nothing to reuse and is left out.
 - **Regret** is what the settings of that trial lose when they are trained from scratch: the best {noun} in scratch's own search
   of that seed, less scratch's {noun} with them. Reuse makes later trials look better whatever their settings are. Scratch's own
   is 0 by definition. On held-out examples that flatters it: what is subtracted from is the largest of several noisy values. On
@@ -59,8 +59,8 @@ def state(folder: Path) -> str:
 def one_search(trials: list[dict], scratch: list[dict]) -> dict:
     """Numbers of a search whose trials, and those of scratch with the same settings, are finished."""
     chosen = max(range(len(trials)), key=lambda i: trials[i]["test"])
-    cost = [trial["flops"] if trial["config"] else max(trial["flops"], other["flops"])
-            for trial, other in zip(trials, scratch, strict=False)]
+    usual = scores.mean([trial["flops"] for trial in trials if trial["config"]]) or 0
+    cost = [trial["flops"] if trial["config"] else max(trial["flops"], usual) for trial in trials]
     best = max(scratch, key=lambda trial: trial["test"])
     finals = best["final"], scratch[chosen]["final"]
     return {"flops": sum(cost), "delivered": trials[chosen]["test"], "chosen": chosen, "scores": [t["test"] for t in trials],

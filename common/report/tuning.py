@@ -28,7 +28,7 @@ def write_table(root: Path, plan: dict) -> Path:
                      "accuracy": done["test"] if done else None,
                      **({"failed": True} if not done and (root / run["folder"] / "failed.json").exists() else {}),
                      "loss": summary["test"].get("loss") if done else None,
-                     "train_accuracy": summary["train"]["correct"] if done else None,
+                     "train_accuracy": summary["train"].get("correct") if done else None,
                      "commit": config["commit"] if done else None, "dirty": config["dirty"] if done else None,
                      "device": config["device"] if done else None, "versions": config["versions"] if done else None})
     if len({row["batch_size"] for row in rows}) == 1:         # not among what is chosen
@@ -117,8 +117,9 @@ def markdown(plan: dict, rows: list[dict], score: str) -> str:
                 lines.append(f"{tried} {state} |{each} | |")
                 continue
             mark = "**" if chosen and pair == chosen else ""
-            lines.append(f"{tried} {mark}{100 * pair['accuracy']:.2f}{mark} |{each} "
-                         f"{'–' if pair['loss'] is None else format(pair['loss'], '.3f')} | {100 * pair['train_accuracy']:.1f} |")
+            loss = "–" if pair["loss"] is None else f"{pair['loss']:.3f}"
+            lines.append(f"{tried} {mark}{100 * pair['accuracy']:.2f}{mark} |{each} {loss} | "
+                         f"{words.percent(pair['train_accuracy'])} |")
         lines += ["", f"Chosen: {choice(mine)}.", ""]
     done = [row for row in rows if row["accuracy"] is not None]
     made = {}
