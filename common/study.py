@@ -2,7 +2,7 @@
 
 On machines without a GPU, runs are forked from this process, which has torch loaded, so that a hundred little runs do
 not import it a hundred times; each does what its printed command does with OMP_NUM_THREADS set. Finished runs are
-skipped, killed ones go on, failed ones are named and the rest continues.
+skipped, killed ones go on, failed ones are named and the rest continues, unless what failed is a past run.
 """
 import argparse
 import importlib
