@@ -15,13 +15,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from common import shapes
+from common.amp import autocast
 from common.planparts import needs
 from common.run import Run
+from common.splits import CENTER
+from common.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(f"{folder}/{path.stem}" for folder in ("baselines", "methods") for path in (ROOT / folder).glob("*.py"))
+
+
+# without these, ten steps are too few for the method to do anything
+AT_ONCE = {"baselines/ema": ["--horizon", 0.5], "methods/layer_freeze": ["--first", 0], "methods/schedule_reuse": ["--fall", 0.5],
+           "methods/curriculum": ["--full", 1]}
 
 
 def pytest_addoption(parser):
@@ -33,6 +42,15 @@ def small():
     """A tenth of `shapes`, and threads that do not fight over two cores."""
     shapes.TRAIN_SIZE, shapes.TEST_SIZE = 320, 100
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Runs and queues take signals over, and a test that ends one in the middle must not take Ctrl-C from the others."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def parse(script: str, *argv) -> object:
@@ -123,6 +141,18 @@ def same_weights(a: Path, b: Path) -> bool:
     """Whether two runs ended with the same weights, bit for bit."""
     one, two = (torch.load(folder / "final.pt", weights_only=True) for folder in (a, b))
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def score_of(folder: Path, *argv) -> list[float]:
+    """Share of right test images of `shapes` and mean loss under a run's final.pt, without what the run itself evaluates by."""
+    args, device = parse("baselines/scratch", "--task", "shapes", *argv), torch.device("cpu")
+    data = TASKS["shapes"].load(args, device)
+    split, model = data.final or data.test, TASKS["shapes"].build(args, data)
+    model.load_state_dict(torch.load(folder / "final.pt", weights_only=True))
+    with torch.no_grad(), autocast(split.amp, device):
+        output = model.eval()(split.images(split.index, torch.full_like(split.index, CENTER))).float()
+    target = split.target[split.index]
+    return [(output.argmax(1) == target).float().mean().item(), cross_entropy(output, target).item()]
 
 
 def rows(folder: Path) -> list[dict]:

@@ -12,6 +12,7 @@ from conftest import parse, run_script
 from common import tasks
 from common.data import CENTER, VIEWS, Split, channel_moments, epoch_order, fingerprint, train_batches, visits
 from common.files import Refused
+from common.seeding import generator
 from common.subsets import parts, rank_in_class, subset
 
 CPU = torch.device("cpu")
@@ -261,3 +262,22 @@ def test_damaged_or_missing_cifar100_is_refused(tiny_cifar, tmp_path, monkeypatc
 def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path):
     with pytest.raises(Refused, match="lower --batch-size or raise --epochs"):
         tasks.TASKS["shapes"].load(parse("baselines/scratch", "--batch-size", 400, "--epochs", 0.5), CPU)
+
+
+def test_draws_are_those_that_committed_runs_were_made_with():
+    """Past runs have seen these examples, and a row that is made later pairs with old ones: another draw is another benchmark."""
+    fine = np.repeat(np.arange(100), 50)
+    chosen = {text: hashlib.sha256(np.ascontiguousarray(subset(text, fine, fine // 5, fine)[0], np.int64)).hexdigest()[:12]
+              for text in ("half", "share:0.1", "classes:80", "not:1/5", "members:3/5")}
+    assert chosen == {"half": "de4655a4c0bc", "share:0.1": "a1ffdafc2807", "classes:80": "4baa9011e501",
+                      "not:1/5": "fcf54e769ebf", "members:3/5": "aa8635e1fb05"}
+    held = rank_in_class(fine, np.arange(len(fine))) >= 0.8
+    assert hashlib.sha256(np.packbits(held)).hexdigest()[:12] == "d40a8f0c030a"
+    assert torch.randint(1 << 30, (3,), generator=generator(7, "order", 3)).tolist() == [1052455259, 986042137, 417541853]
+
+
+def test_batches_of_an_evaluation_add_up():
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), np.uint8)
+    split = Split(images, np.arange(70) % 4, np.arange(70), torch.zeros(3), torch.full((3,), 255.0), torch.device("cpu"), None)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    assert tasks.evaluate_classifier(model, split, batch=30) == pytest.approx(tasks.evaluate_classifier(model, split, batch=70))

@@ -174,3 +174,14 @@ def test_a_perfect_detector_scores_one_and_boxes_follow_every_view(tmp_path):
 def test_detections_tasks_have_one_box_an_image_of_shapes(tmp_path):
     images, fine, coarse, boxes = tasks.TASKS["shapes-det"].read("data", 32)[0]
     assert images.shape == (320, 32, 32, 3) and boxes.shape == (320, 1, 6) and not fine.any() and not coarse.any()
+
+
+@pytest.mark.parametrize("task", DENSE)
+def test_evaluation_leaves_the_model_as_it_was(task, tmp_path):
+    """In eval mode: else test images would move batch norm's statistics."""
+    args = parse("baselines/scratch", "--task", task, "--results", tmp_path)
+    data = tasks.TASKS[task].load(args, torch.device("cpu"))
+    model = tasks.TASKS[task].build(args, data)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tasks.TASKS[task].evaluate(model, data.test)
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

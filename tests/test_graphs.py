@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from conftest import SCRIPTS, fork_script, parse, run_script, same_weights
+from conftest import AT_ONCE, SCRIPTS, fork_script, parse, run_script, same_weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -81,7 +81,7 @@ def capture(monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_captured_steps_equal_eager_ones(script, reuse, capture, tmp_path):
-    argv = [script, "--epochs", 2, *reuse(script), "--results"]
+    argv = [script, "--epochs", 2, *AT_ONCE.get(script, []), *reuse(script), "--results"]
     eager = run_script(*argv, tmp_path / "eager")
     made = capture()
     graphed = run_script(*argv, tmp_path / "graphed")

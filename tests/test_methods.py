@@ -497,3 +497,38 @@ def test_ema_follows_as_torch_s_does():
         theirs.update_parameters(model)
     theirs = theirs.module.state_dict() | {"1.num_batches_tracked": torch.tensor(4)}        # which it averages as well
     assert all(torch.equal(value, theirs[name]) for name, value in mine.state_dict().items())
+
+
+def test_dash_takes_what_the_past_run_has_not_seen_last(tmp_path, monkeypatch):
+    past = run_script("baselines/scratch", "--epochs", 1, "--seed", 100, "--subset", "half", "--results", tmp_path / "past")
+    asked = []
+    monkeypatch.setattr(dash, "gradients", lambda call, model, data, order, *more: asked.append(order) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_script("methods/dash", "--epochs", 1, "--past", past, "--results", tmp_path)
+    with np.load(past / "examples.npz") as file:
+        new = np.isnan(file["loss"]).all(0)[asked[0].numpy()]
+    assert len(new) == 320 and not new[:160].any() and new[160:].all()
+
+
+def test_refreshed_statistics_are_plain_means_over_the_batches():
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    model(torch.randn(8, 2, 3, 3))                            # a history that must not show
+    batches = [argparse.Namespace(image=torch.randn(4, 2, 3, 3, generator=generator(k, "image"))) for k in range(3)]
+    weight_average.refresh(lambda function, *given: function(*given), model, batches)
+    means, variances = (torch.stack(values).mean(0) for values in (
+        [batch.image.mean((0, 2, 3)) for batch in batches],
+        [batch.image.transpose(0, 1).flatten(1).var(1) for batch in batches]))
+    torch.testing.assert_close(model[0].running_mean, means)
+    torch.testing.assert_close(model[0].running_var, variances)
+    assert model[0].momentum == 0.1
+
+
+def test_pruning_scores_by_all_past_runs(past, tmp_path):
+    """What is left out is what the mean over runs says, and no one run alone says the same."""
+    folder = run_script("methods/data_prune", "--prune", 0.5, "--epochs", 1, "--seed", 1, "--past", past, "--results", tmp_path)
+    with np.load(folder / "examples.npz") as file:
+        kept = ~np.isnan(file["loss"][0])
+    one = run_script("methods/data_prune", "--prune", 0.5, "--epochs", 1, "--seed", 1, "--past", next(past.rglob("seed101")),
+                     "--results", tmp_path / "one")
+    with np.load(one / "examples.npz") as file:
+        assert kept.sum() == 160 and (kept != ~np.isnan(file["loss"][0])).any()

@@ -1,5 +1,6 @@
 """Bad input: one clear sentence that says what to do, a non-zero exit, nothing half-written."""
 import gc
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import torch
 from conftest import ROOT, parse, run_script
 from PIL import Image
 
-from common import datasets
+from common import datasets, machine
 from common.data import all_batches
 from common.files import Refused, write_atomic
 from common.past import PastRun
@@ -33,6 +34,16 @@ def copy(past, tmp_path):
 
 def kd(past, tmp_path, *more):
     return run_script("methods/kd", "--epochs", 0.2, "--results", tmp_path / "new", "--past", past, *more)
+
+
+WHOLE = json.dumps({"task": "shapes", "model": "resnet8", "seed": 100, "holdout": 0.0, "epochs": 2.0, "lr": 0.2,
+                    "weight_decay": 5e-4, "batch_size": 32}).encode()
+
+
+def torch_bytes(value) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
 
 
 def refused(match, call, *args, **options):
@@ -73,7 +84,10 @@ def test_unfinished_past(copy, tmp_path):
     ("final.pt", b"PK\3\4 not a zip", "final.pt is damaged"), ("final.pt", None, "final.pt is missing"),
     ("config.json", b"{", "config.json is damaged"), ("summary.json", b"[]", "summary.json is damaged"),
     ("config.json", b'{"name": "x", "args": {"task": "shapes", "model": "resnet8", "seed": 1}}', "its args lack 'holdout'"),
-    ("config.json", b"{}", "its args lack 'task'"), ("examples.npz", b"", "examples.npz is missing or damaged")])
+    ("config.json", b"{}", "its args lack 'task'"), ("examples.npz", b"", "examples.npz is missing or damaged"),
+    ("config.json", b'{"args": %s}' % WHOLE, "it lacks 'name'"),
+    ("config.json", b'{"name": "x", "data": {}, "args": %s}' % WHOLE, "it lacks 'fingerprint'"),
+    ("final.pt", torch_bytes([1]), "does not hold a state dict")])
 def test_damaged_past(copy, tmp_path, file, content, match):
     (copy / file).unlink()
     if content is not None:
@@ -315,8 +329,9 @@ def test_other_thread_count_is_refused_unless_forced(tmp_path, monkeypatch):
         run_script("baselines/scratch", *argv)
     path = next(tmp_path.rglob("last.pt"))
     last = torch.load(path, weights_only=True)
-    torch.save(last | {"where": last["where"] | {"ranks": 2}}, path)
-    refused("was begun with ranks 2, here it is 1", run_script, "baselines/scratch", *argv, "--force")
+    for name, value in (("ranks", 2), ("data", "another")):   # no --force makes these the same run
+        torch.save(last | {"where": last["where"] | {name: value}}, path)
+        refused(f"was begun with {name} {value}, here it is", run_script, "baselines/scratch", *argv, "--force")
     last["where"]["threads"] = 77
     torch.save(last, path)
     refused("was begun with threads 77, here it is 1.*--force", run_script, "baselines/scratch", *argv)
@@ -397,3 +412,21 @@ def test_no_traceback_at_the_console(tmp_path):
 def test_several_ranks_without_torchrun_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused("start them with torchrun, or unset WORLD_SIZE", run_script, "baselines/scratch", "--results", tmp_path)
+
+
+def test_code_that_is_not_committed_is_said_to_be(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x", *words], check=True,
+                       capture_output=True)
+
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/a.py").write_text("1")
+    for words in (("init",), ("add", "."), ("commit", "-m", "x")):
+        git(*words)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    clean = machine.code_version()
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    (tmp_path / "notes.md").write_text("not code")
+    assert machine.code_version() == clean
+    (tmp_path / "common/a.py").write_text("2")
+    assert machine.code_version() == clean | {"dirty": True}

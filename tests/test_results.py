@@ -145,6 +145,62 @@ def test_findings_say_what_the_reports_say():
     assert count > 10
 
 
+def cell(study: str, method: str, budget: float, *names: str) -> dict:
+    """Of a row of that report: its own mean, or that of what is named."""
+    found, = (row for row in json.loads((ROOT / f"results/{study}/report.json").read_text())["rows"]
+              if (row["method"], row["budget"]) == (method, budget))
+    for name in names:
+        found = found[name]
+    return {end: 100 * found[end] for end in ("mean", "low", "high")}
+
+
+def faster(study: str, method: str) -> dict:
+    """How many times cheaper full accuracy is."""
+    found, = (score for score in json.loads((ROOT / f"results/{study}/report.json").read_text())["scores"]
+              if score["method"] == method)
+    found = found["targets"]["full"]["speed_up"]["flops"]
+    return {"mean": found["value"], "low": found["low"], "high": found["high"]}
+
+
+def readmes_words() -> list[tuple[str, dict]]:
+    """Words of README's first part, and the numbers in them."""
+    def gain(study, method):
+        return cell(study, method, 0.5, "equal_flops")
+
+    distil, memorized = faster("cifar100-mini-fresh", "dkd-early"), faster("grow-mini-augment-fresh", "warm_start-tuned")
+    plain, flipped = faster("grow-mini-fresh", "warm_start-tuned"), faster("grow-mini-crop-flip", "warm_start")
+    return [
+        ("drop the teacher half-way: {mean:.1f} times cheaper", distil),
+        ("brought {mean:.1f} points with half of the epochs", gain("caltech101-mini", "kd")),
+        ("in all runs that is {mean:.1f} times cheaper ({low:.2f} to {high:.2f})", flipped),
+        ("without augmentation {mean:.2f} times ({low:.2f} to {high:.2f}, fresh", memorized),
+        ("Without augmentation it is {mean:.2f} times ({low:.2f} to {high:.2f}, fresh", plain),
+        ("gained {mean:.1f} points with half of the epochs when shrunk", gain("detection-mini-grow", "shrink_perturb")),
+        ("perturbed, {mean:.1f} (not established) as they are", gain("detection-mini-grow", "warm_start")),
+        ("gained {mean:.1f} points with half of the epochs, shrunk", gain("segmentation-mini-grow", "warm_start")),
+        ("and perturbed {mean:.1f}; the two", gain("segmentation-mini-grow", "shrink_perturb")),
+        ("deliver a model {mean:.1f} points better", cell("tuning-mini", "warm_start", 0.5, "delivered_test_over_scratch")),
+        ("told apart from them ({mean:.1f} points, {low:.1f} to {high:.1f};",
+         cell("tuning-mini", "warm_start", 0.5, "rival", "over")),
+        ("scratch has {mean:.1f} % with half", cell("grow-mini", "scratch", 0.5)),
+        ("augmented ({mean:.2f} times, the interval begins at {low:.2f})", flipped),
+        ("without old weights ({mean:.2f} times, the interval ends at {high:.2f})", distil),
+        ("({mean:.2f} with crop and flip, the interval ends at {high:.2f};", memorized),
+        ("{mean:.2f} without, {low:.2f} to {high:.2f})", plain),
+    ]
+
+
+def test_every_number_in_readmes_words_is_the_one_that_is_meant():
+    """Those with an interval in brackets are looked at below, with what the findings say."""
+    text = " ".join((ROOT / "README.md").read_text().partition("## What was found so far")[2].partition("<!-- result")[0].split())
+    for words, values in readmes_words():
+        words = words.format(**values).replace("-0", "−0")
+        assert text.count(words) == 1, words
+        text = text.replace(words, "")
+    left = re.sub(r"[+−]\d+\.\d+ \[[^]]+\]|arXiv:[\d.]+", "", text)
+    assert not re.findall(r".{30}\d+\.\d+", left)
+
+
 def test_overview_is_of_the_committed_reports(tmp_path):
     for path in REPORTS:
         (tmp_path / path).parent.mkdir(parents=True)

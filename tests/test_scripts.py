@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights
+from conftest import AT_ONCE, ROOT, SCRIPTS, fork_script, needs_past, rows, run_script, same_weights, score_of
 
-from common import shapes
+from common import resume, shapes
 from common.demos import SCENARIOS
 from common.files import Refused
 from common.planning import plan
@@ -54,14 +54,23 @@ NEUTRAL = {
     "methods/infobatch_kd": (["--share", 0], "methods/infobatch"),
 }
 SHORTER = {"methods/selective_backprop", "methods/infobatch", "methods/infobatch_kd", "methods/data_prune"}      # fewer steps
-# without these, ten steps are too few for the method to do anything
-AT_ONCE = {"baselines/ema": ["--horizon", 0.5], "methods/layer_freeze": ["--first", 0], "methods/schedule_reuse": ["--fall", 0.5],
-           "methods/curriculum": ["--full", 1]}
+REUSED = {                                                    # what summary.json says of it, by which reports tell them apart
+    "baselines/warm_start": ["weights"], "methods/shrink_perturb": ["weights"], "methods/early_checkpoint": ["weights"],
+    "methods/weight_average": ["weights"], "methods/layer_freeze": ["weights"],
+    **{f"methods/{name}": ["model"] for name in (
+        "kd", "partial_kd", "cached_kd", "dkd", "born_again", "ensemble_distill", "attention_transfer", "similarity_kd")},
+    "methods/shrink_perturb_kd": ["model", "weights"], "methods/early_checkpoint_kd": ["model", "weights"],
+    "methods/checkpoint_ensemble": ["checkpoints", "model"],
+    **{f"methods/{name}": ["examples"] for name in ("data_prune", "curriculum", "infobatch", "selective_backprop")},
+    "methods/curriculum_dkd": ["examples", "model"], "methods/infobatch_kd": ["examples", "model"],
+    "methods/loss_replay": ["examples", "weights"], "methods/dash": ["examples", "weights"],
+    "methods/rho_loss": ["examples", "model"], "methods/schedule_reuse": ["curve"],       # which examples a fold has not seen
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_two_epochs_leave_the_contract(script, reuse, tmp_path):
-    folder = run_script(script, "--epochs", 2, "--results", tmp_path, *reuse(script))
+    folder = run_script(script, "--epochs", 2, "--results", tmp_path, *AT_ONCE.get(script, []), *reuse(script))
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "metrics.jsonl", "tb", "final.pt", "checkpoints", "examples.npz", "summary.json"} <= names
     assert not {"last.pt", "examples"} & names and not list(folder.glob(".*.partial"))
@@ -73,12 +82,37 @@ def test_two_epochs_leave_the_contract(script, reuse, tmp_path):
     assert steps == [0, 10, 20] or script in SHORTER and 0 < steps[1] < steps[2] < 20       # 320 examples, batches of 32
     assert table[0]["flops"] == summary["flops"]["preparation"] and table[1]["flops"] > table[0]["flops"]
     assert summary["test"]["accuracy"] == table[-1]["test/accuracy"] and summary["flops"]["training"] > 0
+    assert [summary["test"][name] for name in ("accuracy", "loss")] == pytest.approx(score_of(folder), rel=1e-3)
     assert summary["seconds"]["counted"] + 1e-4 > table[-1]["seconds"] > table[1]["seconds"] > 0            # rows are rounded
     with np.load(folder / "examples.npz", allow_pickle=False) as examples:
         assert {"loss", "correct", "el2n"} <= set(examples.files)
         assert examples["loss"].shape == (2, 320) and examples["loss"].dtype == np.float16
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["e1.pt"]
     assert bool(summary["past"]) == needs_past(script) == bool(summary["past_bytes"])
+    assert summary["reused"] == REUSED.get(script, [])
+
+
+def test_final_test_is_of_the_test_set(tmp_path):
+    folder = run_script("baselines/scratch", "--epochs", 1, "--holdout", 0.25, "--results", tmp_path)
+    summary, found = json.loads((folder / "summary.json").read_text()), score_of(folder, "--holdout", 0.25)
+    assert [summary["final_test"][name] for name in ("accuracy", "loss")] == pytest.approx(found, rel=1e-3)
+    assert summary["test"]["loss"] != pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_starts_by_itself_from_anywhere(script):
+    text = (ROOT / f"{script}.py").read_text()
+    assert text.endswith('\n\n\nif __name__ == "__main__":\n    main(parser().parse_args())\n')
+    assert text.index("\nsys.path.insert(0, str(Path(__file__).resolve().parents[1]))") < text.index("\nfrom common")
+
+
+@pytest.mark.parametrize("script", NEUTRAL)
+def test_what_is_neutral_is_what_the_docstring_says(script):
+    doc, (options, other) = (ROOT / f"{script}.py").read_text().split('"""')[1], NEUTRAL[script]
+    said = " ".join(re.search(r"^Neutral +(.*(?:\n {9}.*)*)", doc, re.M)[1].split())
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        assert f"{option} {value}" in said
+    assert f"{other}.py" in said and "bit for bit" in said
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -202,6 +236,7 @@ def test_not_neutral_differs(script, reuse, tmp_path):
 def test_killed_twice_equals_undisturbed(script, reuse, tmp_path):
     argv = ["--epochs", 3.5, "--subset", "share:0.9", "--seed", 1, *reuse(script)]     # 288 = 9 batches of 32
     argv += ["--batch-size", 40, "--lr", 0.2, "--weight-decay", 5e-4]       # 7.2 batches: some go first in the next epoch
+    argv += AT_ONCE.get(script, [])
     calm = run_script(script, *argv, "--results", tmp_path / "calm")
     for rows_before in (2, 3):
         process = fork_script(script, *argv, "--results", tmp_path / "killed", killed_after=rows_before)
@@ -212,6 +247,23 @@ def test_killed_twice_equals_undisturbed(script, reuse, tmp_path):
         assert all(np.array_equal(one[name], two[name], equal_nan=True) for name in one.files)
     calm_summary, killed_summary = (json.loads((f / "summary.json").read_text()) for f in (calm, killed))
     assert calm_summary["flops"] == killed_summary["flops"] and calm_summary["steps"] == killed_summary["steps"]
+
+
+def test_a_run_killed_between_a_row_and_its_checkpoint_does_not_log_that_epoch_twice(past, tmp_path, monkeypatch):
+    argv, save = ["--epochs", 3, "--seed", 1, "--past", past], resume.save
+    calm = run_script("methods/loss_replay", *argv, "--results", tmp_path / "calm")
+
+    def die(run, next_epoch):
+        if len(run.rows) == 3:                                # epoch 2's row is written, last.pt is epoch 1's
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(run, next_epoch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resume, "save", die)
+        process = fork_script("methods/loss_replay", *argv, "--results", tmp_path / "killed")
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    killed = run_script("methods/loss_replay", *argv, "--results", tmp_path / "killed")
+    assert same_weights(calm, killed) and rows(calm) == rows(killed)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

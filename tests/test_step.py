@@ -57,6 +57,25 @@ def test_step_equals_a_plain_loop(begun):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), name
 
 
+@pytest.mark.parametrize("amp", [torch.bfloat16, None])
+def test_a_step_computes_in_the_type_of_the_run(amp, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.run.amp_dtype", lambda *where: amp)
+    args = parse("baselines/scratch", "--epochs", 1, "--results", tmp_path)
+    run, task, types = Run(args), TASKS["shapes"], set()
+    run.data = data = task.load(args, run.device)
+    model = task.build(args, data)
+
+    def plain(model, batch):
+        output = model(batch.image)
+        types.add(output.dtype)
+        return task.loss(output, batch.target), {}
+
+    _, batch = next(train_batches(data.train, run, 1))
+    Step(run, model, sgd(model, args))(batch, plain, lr=0.1)
+    assert types == {amp or torch.float32}
+    run.lock.close()
+
+
 def test_weights_scale_the_gradient_and_kept_rows_find_theirs(begun):
     run, task, data, model = begun
     run.data = data

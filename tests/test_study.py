@@ -3,10 +3,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
-from conftest import SCRIPTS, parse, run_script
+from conftest import SCRIPTS, parse, run_script, wait_for
 
 from common import planning, study
 from common.files import Refused
@@ -395,6 +396,34 @@ def test_what_scratch_alone_can_do_for_less(tmp_path):
     assert [round(row["regret_test"]["mean"], 6) for row in (then, half)] == [0.06, 0.01]
     assert rows["scratch", 0.25]["regret_test"]["mean"] == pytest.approx(0.06) and "has 75.0 % right" in text
     assert "| learning rate, weight decay |  | 0 | 0, 0.0005 | 0.1, 0.0005 | 0.2, 0.0005 | 0.3, 0.0005 |" in text
+
+
+def test_a_stopped_queue_stops_its_runs(tiny, monkeypatch, capfd):
+    long = Study("shapes", "resnet8", 40, recommend=False, past_seeds=(100,), runs=(Runs("baselines/scratch", (1,), (0,)),))
+    monkeypatch.setattr(study, "studies", lambda: {"demo": long})
+    wait = study.Queue._wait
+
+    def stop(queue):
+        (run, _), = queue.running.values()
+        wait_for(lambda: (queue.root / run["folder"] / "metrics.jsonl").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(queue)
+
+    monkeypatch.setattr(study.Queue, "_wait", stop)
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--jobs", "1"])
+    assert ended.value.code == 143 and "stopped; the same command goes on from there" in capfd.readouterr().out
+    assert len(list(tiny.rglob("last.pt"))) == 1 and not [*tiny.rglob("summary.json"), *tiny.rglob("failed.json")]
+
+
+def test_a_study_in_use_and_past_runs_that_are_not_planned_are_refused(tiny):
+    held = study.lock(tiny / ".lock", wait=False)
+    with pytest.raises(Refused, match="is being made by another process"):
+        study.main(["--jobs", "1"])
+    held.close()
+    run_script("baselines/scratch", "--epochs", 0.4, "--seed", 105, "--results", tiny / "past")
+    with pytest.raises(Refused, match="past runs that are not in the plan .*seed105"):
+        study.main(["--jobs", "1"])
 
 
 def test_what_follows_a_trial_that_never_began_is_the_run_that_was_planned(tmp_path):
