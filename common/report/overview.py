@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.files import read_json, write_atomic
 from common.report.markdown import table
-from common.report.words import SITUATIONS, budget, distinct, examples, goal, percent, points, regime, terms
+from common.report.words import SITUATIONS, budget, distinct, examples, goal, percent, point_interval, regime, terms
 
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
          "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights (at budget)"}
@@ -26,8 +26,8 @@ def answer(report: Mapping, kind: str) -> str:
             return "not measured that far"
         return f"none of {item['measured']}" + (" measured that far" if item["measured"] < item["candidates"] else "")
     if kind == "accuracy at equal FLOPs":
-        return (f"`{item['method']}` {points(item['value'])} [{points(item['low'])}, {points(item['high'])}] points "
-                f"at budget {budget(item['budget'])}")
+        row, = (row for row in report["rows"] if (row["method"], row["budget"]) == (item["method"], item["budget"]))
+        return f"`{item['method']}` {point_interval(row['equal_flops'])} points at budget {budget(item['budget'])}"
     return f"`{item['method']}` {item['said']} times"
 
 
