@@ -198,7 +198,7 @@ def speedup(report: Mapping, path: Path) -> bool:
     scored = [score for score in along_curves(report) if score["targets"] and score["method"] != "scratch"]
     if not scored or report["full_accuracy"] is None:
         return False
-    looks, bounds = styles(report), [0.8, 1.25]
+    looks, bounds, lines = styles(report), [0.8, 1.25], []
     figure, axes = panels(2, (10.5, 1.4 + (0.42 if len(scored) < 12 else 0.3) * len(scored)))
     for panel, target in zip(axes, ("full", "full-1"), strict=True):
         for i, score in enumerate(scored):
@@ -217,15 +217,10 @@ def speedup(report: Mapping, path: Path) -> bool:
                 if cell["value"] is None:
                     continue
                 if cell["low_status"] != "unknown":
-                    # an end that the moved curve does not show is open: the line goes on a little, to an arrow
-                    low = cell["low"] if cell["low"] is not None else cell["value"] / 1.12
-                    high = cell["high"] * (1.12 if cell["high_status"] == "at most" else 1)
-                    panel.plot([low, high], [i + offset] * 2, color=colour, linewidth=2 if clock == "flops" else 1)
-                    if cell["low"] is None:
-                        panel.plot([low], [i + offset], marker="<", markersize=4, color=colour)
-                    if cell["high_status"] == "at most":
-                        panel.plot([high], [i + offset], marker=">", markersize=4, color=colour)
-                    bounds += [low, high]
+                    ends = cell["low"], None if cell["high_status"] == "at most" else cell["high"]
+                    look = {"color": colour, "linewidth": 2 if clock == "flops" else 1}
+                    lines.append((panel, i + offset, cell["value"], ends, look))
+                    bounds += [end for end in (cell["low"], cell["high"]) if end is not None]
                 bounds.append(cell["value"])
                 panel.plot([cell["value"]], [i + offset], marker=marker, markersize=6 if clock == "flops" else 4.5,
                            color=colour, markerfacecolor=face, zorder=3)
@@ -237,6 +232,11 @@ def speedup(report: Mapping, path: Path) -> bool:
     for panel in axes:
         log_ticks(panel, ticks, [f"{t:g}×" for t in ticks])
         panel.set_xlim(min(bounds) / 1.08, max(bounds) * 1.08)
+    for panel, y, middle, ends, look in lines:                # an open end: the line goes on to the edge, to an arrow
+        for end, edge, arrow in zip(ends, panel.get_xlim(), "<>", strict=True):
+            panel.plot([middle, edge if end is None else end], [y, y], **look)
+            if end is None:
+                panel.plot([edge], [y], marker=arrow, markersize=5, color=look["color"], clip_on=False)
     timed = any(score["targets"]["full"]["speed_up"]["seconds"]["value"] for score in scored)
     for name, face, size in (("by FLOPs", "#777777", 6), ("by counted seconds", "white", 4.5))[:1 + timed]:
         axes[0].plot([], [], color="#777777", marker="o", markerfacecolor=face, markersize=size, label=name)
