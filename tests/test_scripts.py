@@ -161,6 +161,17 @@ def test_a_teacher_in_every_step_costs_at_least_what_it_costs_kd(script, more, p
     assert mine >= kds - head * (script in ("methods/attention_transfer", "methods/similarity_kd"))
 
 
+def test_readmes_commands_parse():
+    text = re.sub(r"\$\w+", "0", (ROOT / "README.md").read_text().replace("; done", ""))
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"((?:baselines|methods)/\w+\.py --.*)", text)]
+    for script, *argv in commands:
+        if "--help" not in argv:
+            parser = importlib.import_module(script.removesuffix(".py").replace("/", ".")).parser()
+            past = parser.parse_only(["--task", "shapes", *argv]).past
+            assert all("by-hand" in folder or (ROOT / folder).is_dir() for folder in past)
+    assert len(commands) > 10
+
+
 def readme() -> dict[str, list[str]]:
     """script -> cells of its row."""
     lines = re.findall(r"^\| `((?:baselines|methods)/\w+)\.py` \|(.*)\|$", (ROOT / "README.md").read_text(), re.M)
