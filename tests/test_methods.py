@@ -434,6 +434,16 @@ def test_schedule_takes_the_best_past_runs_settings_unless_told(tmp_path):
     assert json.loads((folders[0] / "summary.json").read_text())["reused"] == ["curve"]
 
 
+def test_a_learning_rate_comes_with_its_batch_size(tmp_path):
+    for seed, lr, size, loss in ((100, 0.2, 32, 2.5), (101, 0.001, 16, 1.5)):
+        folder = run_script("baselines/scratch", "--epochs", 1, "--lr", lr, "--batch-size", size, "--seed", seed,
+                            "--results", tmp_path / "past")
+        write_rows(folder, [*read_rows(folder)[:-1], read_rows(folder)[-1] | {"train/loss": loss}])
+    folder = run_script("methods/schedule_reuse", "--epochs", 1, "--past", tmp_path / "past", "--results", tmp_path)
+    args = json.loads((folder / "config.json").read_text())["args"]
+    assert (args["lr"], args["batch_size"]) == (0.001, 16)
+
+
 def test_schedule_compares_runs_of_one_task(past, tmp_path):
     pixels = run_script("baselines/scratch", "--task", "shapes-seg", "--epochs", 1, "--results", tmp_path / "pixels")
     with pytest.raises(Refused, match="runs of several tasks"):
