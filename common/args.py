@@ -123,7 +123,7 @@ def arguments(file: str, doc: str, past: bool | str = False, predicts: Collectio
     own("--weight-decay", type=float, metavar="WD", help="L2 penalty on the weights of convolutions and linear layers, "
         f"added to the gradient ({inherited}{per_task['weight_decay']})")
     add("--seed", type=int, default=0, metavar="K", help="of initial weights, data order and views; past runs have 100, "
-        "101, ..., and seed k reuses past run 100 + k where it reuses one")
+        "101, ...; where one is reused, seed k takes number 100 + k if it is there, else the runs in turn")
     own("--augment", choices=AUGMENT, help="pad 4 pixels, crop, flip; or nothing "
         f"({inherited}crop-flip)")
     own("--labels", choices=LABELS, help=f"classes or superclasses ({inherited}fine)")

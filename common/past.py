@@ -213,9 +213,11 @@ class PastRun:
             Refused: another data set, other labels, a statistic that was not recorded, or only its mean was kept.
         """
         if self.fingerprint != self.data.fingerprint and self.task == self.args.task:
-            raise Refused(f"past run {self.name} recorded examples of other images of {self.task}: it had --image-size "
-                          f"{self.image_size}, this run has {self.data.train.size}, or files have come, gone or changed "
-                          "since. Use equal sizes; let the past run see a part of today's files with --subset; or make it again.")
+            mine = (self.data.train.height, self.data.train.width)
+            raise Refused(f"past run {self.name} recorded examples of other images of {self.task}: " + (
+                "files have come, gone or changed since. Make it again; let it see a part of today's with --subset."
+                if sides(self.image_size) == mine else f"it had --image-size {self.image_size}, this run has "
+                f"{self.args.image_size}. Use equal sizes, or make it again."))
         if self.task != self.args.task:
             raise Refused(f"past run {self.name} recorded examples of another data set ({self.task}): they say nothing about "
                           f"this one ({self.args.task}). Name past runs of the same data set.")

@@ -81,10 +81,15 @@ class Run:
         ranks.wait()
         config, summary = folder.opened(self.folder, config)
         if summary:
+            if TASKS[self.args.task].anybodys \
+                    and TASKS[self.args.task].load(self.args, self.device).fingerprint != config["data"]["fingerprint"]:
+                raise Refused(f"{self.folder} is finished already, and {self.args.data_dir} has other images since: give this "
+                              "run a --tag, such as a date, or delete that folder.")
             if self.writes:
                 (self.folder / "last.pt").unlink(missing_ok=True)     # of a run killed between its summary and this line
                 print(f"{self.folder} is finished already ("
-                      f"{', '.join(f'test {k} {v:.4g}' for k, v in summary['test'].items())}): delete it to run it again.")
+                      f"{', '.join(f'test {k} {v:.4g}' for k, v in summary['test'].items())}): nothing is done. To run it "
+                      "again, delete it or give a --tag.")
             raise SystemExit(0)
         return config
 
@@ -101,6 +106,11 @@ class Run:
         if best:
             first = max(range(len(runs)), key=lambda i: runs[i].held_out())
         self.past_runs = runs[first:] + runs[:first]
+        mine = self.past_runs[0]
+        ranks.say(f"past run of seed {self.args.seed}: {mine.name}" + f", of {len(runs)}" * (len(runs) > 1))
+        tuned = [f"--{name.replace('_', '-')}" for name in ("lr", "weight_decay") if name in self.args.inherited]
+        if tuned and mine.task == self.args.task and mine.architecture != self.args.model:
+            ranks.say(f"note: {' and '.join(tuned)} from --past go with {mine.architecture}; {self.args.model} may need others.")
         return self.past_runs
 
     def epochs(self, count: float, data: Data, **state) -> Iterator[int]:

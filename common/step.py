@@ -22,8 +22,11 @@ def sgd(model: nn.Module, args) -> torch.optim.SGD:
     """SGD with Nesterov momentum .9; weight decay on convolutions and linear layers, not on batch norm and biases."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return torch.optim.SGD([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-                           lr=args.lr, momentum=0.9, nesterov=True, fused=decayed[0].device.type in FUSED or None)
+    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
+                                lr=args.lr, momentum=0.9, nesterov=True, fused=decayed[0].device.type in FUSED or None)
+    for p in (*decayed, *others):                             # fused, a first step that overflows in fp16 would leave it unset
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def one_cycle(progress: float, peak: float = 0.25, start: float = 0.04) -> float:

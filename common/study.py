@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 import warnings
@@ -165,8 +166,10 @@ class Queue:
 
 def main(argv: list[str] | None = None) -> None:
     plans = studies()
-    parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.")
-    parser.add_argument("study", nargs="?", default="demo", choices=plans, help="plan to run (default: demo)")
+    known = textwrap.fill(f"Studies, which README.md describes: {', '.join(plans)}", 79, break_on_hyphens=False)
+    parser = argparse.ArgumentParser(prog="run_all.sh", description="Makes the runs of a study and its report.", epilog=known,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="demo", choices=plans, metavar="STUDY", help="plan to run (default: demo)")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, past runs first, a blank line "
                         "between stages that wait for each other, and stop; with --compile and --graph as you give them")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, the processor's threads divided among them, "

@@ -32,6 +32,26 @@ def farthest(a, b) -> float:
     return max(((one[k].float() - two[k].float()).abs().max() / one[k].float().abs().max().clamp(1e-3)).item() for k in one)
 
 
+def test_the_fastest_loop_may_be_captured(tmp_path, monkeypatch):
+    monkeypatch.setattr(fastest, "CACHE", tmp_path)
+    fastest.main(["--task", "shapes", "--model", "resnet8"])
+    measured, = tmp_path.iterdir()
+    assert read_json(measured)["seconds"].keys() == set(fastest.OURS)
+
+
+def test_compiled_and_captured(tmp_path):
+    run_script("baselines/scratch", "--epochs", 1, "--compile", "--graph", "--results", tmp_path)
+
+
+def same(folder, other, again) -> None:
+    """Nearer to each other than one in a thousand, or than ten times what `again`, the first made once more, is away.
+
+    Some kernels add in any order, and twenty steps make more of that.
+    """
+    distance = farthest(folder, other)
+    assert distance < 1e-3 or distance < 10 * farthest(folder, again())
+
+
 # several functions, and so graphs, a run; noise of its own; the teacher asked often enough to be asked at all
 SEVERAL = ["methods/ensemble_distill --sample", "methods/checkpoint_ensemble --sample", "methods/born_again --term dkpp",
            "methods/partial_kd --share 0.5", "methods/infobatch_kd --share 0.5"]
@@ -44,24 +64,18 @@ def test_captured_steps_equal_eager_ones(script, reuse, tmp_path):
     argv = [script, "--epochs", 2, "--no-amp", *more, *reuse(script), "--results"]
     eager = run_script(*argv, tmp_path / "eager")
     graphed = run_script(*argv, tmp_path / "graphed", "--graph")
-    assert farthest(eager, graphed) < 1e-3
+    same(eager, graphed, again=lambda: run_script(*argv, tmp_path / "again"))
 
 
 @pytest.mark.parametrize("task", ["shapes-seg", "shapes-det"])
 def test_captured_steps_equal_eager_ones_on_pixels_and_boxes(task, tmp_path):
-    """As far as an eager run equals another: a resized map's gradient is added up in any order."""
     if task == "shapes-det":
         pytest.importorskip("pycocotools")
     past = run_script("baselines/scratch", "--task", task, "--epochs", 1, "--seed", 100, "--results", tmp_path / "past")
     argv = ["methods/kd", "--past", past, "--epochs", 1, "--no-amp", "--results"]
     eager = run_script(*argv, tmp_path / "eager")
-    again = run_script(*argv, tmp_path / "again")
     graphed = run_script(*argv, tmp_path / "graphed", "--graph")
-    assert farthest(eager, graphed) < max(1e-3, 3 * farthest(eager, again))
-
-
-def test_compiled_and_captured(tmp_path):
-    run_script("baselines/scratch", "--epochs", 1, "--compile", "--graph", "--results", tmp_path)
+    same(eager, graphed, again=lambda: run_script(*argv, tmp_path / "again"))
 
 
 def test_a_stopped_captured_run_goes_on(past, tmp_path, monkeypatch):
@@ -76,7 +90,7 @@ def test_a_stopped_captured_run_goes_on(past, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(Run, "count", stop_after_15)
         run_script(*argv, tmp_path / "stopped")
-    assert farthest(whole, run_script(*argv, tmp_path / "stopped")) < 1e-3
+    same(whole, run_script(*argv, tmp_path / "stopped"), again=lambda: run_script(*argv, tmp_path / "again"))
 
 
 @pytest.mark.parametrize("graph", [[], ["--graph"]])
@@ -99,10 +113,3 @@ def test_steps_do_not_wait_for_the_device(script, graph, reuse, tmp_path, monkey
         run_script(script, "--epochs", 1, *more, *graph, *reuse(script), "--results", tmp_path)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_the_fastest_loop_may_be_captured(tmp_path, monkeypatch):
-    monkeypatch.setattr(fastest, "CACHE", tmp_path)
-    fastest.main(["--task", "shapes", "--model", "resnet8"])
-    measured, = tmp_path.iterdir()
-    assert read_json(measured)["seconds"].keys() == set(fastest.OURS)

@@ -4,6 +4,7 @@ A CPU has no CUDA graphs. `Tape` does what one does, with the same blindness: it
 tensors and numbers they had, and repeats those. What a real capture would miss or refuse, it misses or refuses.
 """
 import json
+import math
 import os
 import signal
 
@@ -204,3 +205,24 @@ def test_one_kernel_updates_as_many_do(tmp_path, monkeypatch):
     one = run_script(*argv, tmp_path / "one")
     a, b = (torch.load(folder / "final.pt", weights_only=True) for folder in (many, one))
     assert all(torch.allclose(a[name].float(), b[name].float(), rtol=1e-2, atol=1e-3) for name in a)
+
+
+def test_a_first_step_that_overflows_leaves_no_trace(monkeypatch):
+    """As under fp16, whose first loss scales are too large: the fused kernel then returns before it fills the momentum."""
+    monkeypatch.setattr(step, "FUSED", ("cpu",))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    layers = [torch.nn.Linear(3, 2) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    torch.use_deterministic_algorithms(True)                  # what nobody has filled is NaN
+    try:
+        for layer, scales in zip(layers, ((math.inf, 1), (1,)), strict=True):
+            optimizer = step.sgd(layer, parse("baselines/scratch", "--lr", 0.1))
+            scaler = torch.amp.GradScaler("cpu", init_scale=1)
+            for scale in scales:
+                optimizer.zero_grad()
+                scaler.scale(layer(torch.ones(1, 3)).sum() * scale).backward()
+                scaler.step(optimizer)
+                scaler.update(1.0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.isfinite(layers[0].weight).all() and torch.equal(layers[0].weight, layers[1].weight)

@@ -311,8 +311,25 @@ def test_runs_on_folders_and_a_trunk_from_elsewhere(tree, past, tmp_path, capsys
     run_script("baselines/warm_start", *argv, "--past", past, "--part", "trunk")
     assert "from scratch: head.bias, head.weight" in capsys.readouterr().out
     run_script("methods/kd", *argv, "--past", folder, "--seed", 1)
+    assert "past run of seed 1: folder-resnet8/scratch" in capsys.readouterr().out
+    run_script("methods/kd", "--past", folder, "--model", "resnet8x2", "--lr", 0.1, "--results", tmp_path / "results")
+    assert "note: --weight-decay from --past go with resnet8; resnet8x2 may need others." in capsys.readouterr().out
     with pytest.raises(Refused, match="predicts 20 fine classes of shapes, this run 2 fine ones of folder"):
         run_script("methods/kd", *argv, "--past", past, "--seed", 2)
+
+
+def test_a_finished_run_of_a_folder_that_changed_is_not_taken_for_todays(tree, tmp_path, capsys):
+    argv = ["--task", "folder", "--data-dir", tree, "--image-size", 16, "--model", "resnet8", "--batch-size", 4, "--epochs", 0.5,
+            "--results", tmp_path / "results"]
+    run_script("baselines/scratch", *argv)
+    with pytest.raises(SystemExit, match="^0$"):
+        run_script("baselines/scratch", *argv)
+    assert "nothing is done. To run it again, delete it or give a --tag" in capsys.readouterr().out
+    picture(tree / "red/10.png", (250, 99, 0))
+    datasets.read_folder.cache_clear()
+    with pytest.raises(Refused, match="is finished already, and .*images has other images since: give this run a --tag"):
+        run_script("baselines/scratch", *argv)
+    assert run_script("baselines/scratch", *argv, "--tag", "monday").parts[-3] == "scratch-monday"
 
 
 def test_classes_of_a_folder_are_known_by_name(tree, tmp_path, capsys):

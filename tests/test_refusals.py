@@ -165,7 +165,9 @@ def test_examples_of_another_data_set_or_not_recorded(copy):
     assert past.kept == {"examples.npz loss": 2 * 320 * 2} and past.reused == {"examples"}
     refused("did not record 'forgetting'; it has correct, el2n, loss", past.examples, "forgetting")
     data.fingerprint = "another"
-    refused("other images of shapes: it had --image-size 32, this run has 32, or files have come", past.examples, "loss")
+    refused("other images of shapes: files have come, gone or changed since. Make it again", past.examples, "loss")
+    past.image_size = 64
+    refused("other images of shapes: it had --image-size 64, this run has 32. Use equal sizes", past.examples, "loss")
     past.task = "cifar100"
     refused("another data set", past.examples, "loss")
 

@@ -170,6 +170,36 @@ def test_pooled_interval_by_hand():
     assert scores.half_width(None, 0, 1) is None
 
 
+def test_degrees_of_freedom_of_rows_that_share_runs_by_hand():
+    one = {0: -1, 1: 0, 2: 1}
+    assert scores.shared_freedom([one]) == 2
+    assert scores.shared_freedom([one, {0: -2, 1: 0, 2: 2}]) == pytest.approx(2)                     # the same twice: of one
+    assert scores.shared_freedom([one, {0: 1, 1: -2, 2: 1}]) == pytest.approx(2 * 64 / (4 + 36))     # unrelated, 2 and 6
+    assert scores.shared_freedom([one, {seed: value / math.sqrt(3) for seed, value in ((0, 1), (1, -2), (2, 1))}]) \
+        == pytest.approx(4) == scores.pooled_sd([one, one])[1]                                       # unrelated and alike: all
+    assert scores.shared_freedom([one, {0: -1, 1: 1, 2: 0}]) == pytest.approx(2 * 16 / (4 + 4 + 1 + 1))
+    assert scores.shared_freedom([one, {5: 0.3}]) == 2                       # a single seed tells nothing
+    assert scores.shared_freedom([one, {5: 0.3, 6: 0.4}]) == 1               # no seeds in common: the least
+    assert scores.shared_freedom([{0: 1}]) == 0 and scores.shared_freedom([{0: 1, 1: 1}]) == 1
+
+
+def test_speed_ups_take_no_row_as_independent_of_the_others(tmp_path):
+    # each row's difference to scratch at budget 1 is off by .0001 in the same direction: one degree of freedom, not three
+    fill(tmp_path, "scratch", {0.5: [0.4, 0.4], 1: [0.4999, 0.5001], 2: [0.6, 0.6]})
+    fill(tmp_path, "kd", {0.25: [0.45, 0.45], 0.5: [0.55, 0.55], 1: [0.6, 0.6]})
+    report = run(tmp_path)
+    curve = [(25, 0.45), (50, 0.55), (100, 0.6)]
+    by_hand = scores.speed_up(scores.Reading("reached", 100), curve, [12.706 * 0.0001] * 3, 0.5)
+    cells = [score(report, "kd")["targets"]["full"]["speed_up"]["flops"], row(report, "kd", 0.5)["cheaper"]]
+    assert cells[0]["low"] == pytest.approx(by_hand.low, rel=1e-5) and cells[0]["high"] == pytest.approx(by_hand.high, rel=1e-5)
+    over_full = row(report, "kd", 0.5)["over_full"]
+    assert over_full["mean"] == pytest.approx(0.05) and over_full["half"] == pytest.approx(12.706 * 0.0001, rel=1e-4)
+    assert re.search(r"^\| `kd` \| 1/2 \| .* \| \+5.0 \[\+4.9, \+5.1\] \|$", (tmp_path / "REPORT.md").read_text(), re.M)
+    # read where scratch has .55, half-way to budget 2 in log cost, its seeds are off by half of that
+    near = scores.cheaper((50, 0.55), 12.706 * 0.0001 / 2, [(50, 0.4), (100, 0.5), (200, 0.6)])
+    assert cells[1]["high"] == pytest.approx(near.high, rel=1e-3)
+
+
 def test_paired_difference_uses_the_seeds_that_both_have():
     assert scores.paired({0: 0.5, 1: 0.6, 7: 0.9}, {1: 0.5, 0: 0.2, 2: 0}) == {0: 0.3, 1: pytest.approx(0.1)}
 
@@ -477,7 +507,8 @@ def test_recommendations_follow_their_rules(study):
     assert {r["method"] for r in kinds["not worth it"]["rows"]} == {"bad"}
     assert "reload weights" not in kinds                                    # nothing here reloads weights
     text = kinds["save compute, full"]["text"]
-    assert "past runs that underfit" in text and "runs that memorize" in text and "budget 1/4 to 1" in text
+    assert report["holds_for"] == "The past runs underfit: nothing is said about runs that memorize."
+    assert "Measured at budget 1/4 to 1." in text
     assert "Without any past run: `free`" in text
 
 
@@ -531,7 +562,7 @@ def test_accuracy_at_equal_flops_is_recommended_at_the_budget_that_most_have(stu
     fill(study, "late", {0.5: [0.46, 0.471]})
     fill(study, "other", {0.5: [0.43, 0.441]})
     found = next(item for item in run(study)["recommendations"] if item["kind"] == "accuracy at equal FLOPs")
-    assert (found["method"], found["budget"]) == ("late", 0.5) and "Measured at budget 1/2," in found["text"]
+    assert (found["method"], found["budget"]) == ("late", 0.5) and "Measured at budget 1/2." in found["text"]
     assert "at budget 1/2 |" in write_overview(study.parent).read_text()
 
 
@@ -605,7 +636,11 @@ def test_a_study_measured_again_is_one_row_of_the_overview(study):
     assert len(lines) == 1 and lines[0].startswith("| [again](again/REPORT.md), after [tiny](tiny/REPORT.md) | nothing is new |")
     charged = "past charged: `warm_start` (1); past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny)"
     assert lines[0].endswith(f"| {charged} |")                # what the second did not measure is the first's
-    assert "## tiny\n\nIts strongest were measured again: [again](again/REPORT.md).\n\n- " in text
+    tiny = text.partition("## tiny\n\n")[2]
+    assert tiny.startswith("**Superseded:** its strongest were measured again on other seeds, which decides: "
+                           "[again](again/REPORT.md). "
+                           "The past runs underfit: nothing is said about runs that memorize.\n\n- ")
+    assert tiny.count("**") == 2 and "**" in text.partition("## again")[2].partition("## tiny")[0]
 
 
 @pytest.mark.parametrize("scores_of_one, said", [([0.7, 0.7], ""), ([0.4, 0.7], " (not established)")])
@@ -677,6 +712,22 @@ def test_methods_at_one_budget_stand_side_by_side_and_not_in_the_headline(study,
     cells = dict(re.findall(r"methods/(\w+).py` \| x \|(.*)\|", readme.read_text()))
     assert cells["best"].startswith(" +5.0 [") and cells["shrink"] == " −4.0 [−4.0, −4.0] (w) "
     assert cells["late"] == " missing " and cells["other"] == " "
+
+
+def test_what_was_chosen_on_other_seeds_is_compared_with_the_first(study):
+    fill(study, "kd", {0.5: [0.52, 0.54], 1: [0.6, 0.62]})
+    fill(study, "ema", {0.5: [0.45, 0.45], 1: [0.6, 0.66]})
+    run(study)
+    assert "## Against" not in (study / "REPORT.md").read_text()                # there the first is the largest of them
+    change_plan(study, confirms="another")
+    report = run(study)
+    assert report["first"] == "kd" and "over_first" not in row(report, "kd", 1)
+    # ema's differences are -.07 and -.09, then 0 and .04: half t(2) * sqrt(.001 / 2) / sqrt 2
+    cell = row(report, "ema", 1)["over_first"]
+    assert (cell["mean"], cell["half"]) == (pytest.approx(0.02), pytest.approx(T[2] * 0.0005 ** 0.5 / 2 ** 0.5, rel=1e-3))
+    section = (study / "REPORT.md").read_text().partition("## Against `kd`\n")[2].partition("\n## ")[0]
+    assert "| Method | at budget 1/2 | at budget 1 |" in section
+    assert "| `ema` | −8.0 [−14.8, −1.2]† | +2.0 [−4.8, +8.8] |" in section
 
 
 def test_figures_show_methods_at_one_budget_where_scratch_alone_has_more(study):
@@ -814,9 +865,8 @@ def test_classification_has_neither_a_second_score_nor_losses(study):
 
 
 def test_dense_recommendations_say_the_past_runs_losses_for_a_regime(tmp_path):
-    said = "the regime of the past runs is unknown; their train loss is 0.300, their test loss 0.800."   # (.25 + .35) / 2
-    found = run(dense(tmp_path, "miou"))["recommendations"]
-    assert [said in item["text"] for item in found if item["method"]] == [True] * 3 and f" {said}" in found[0]["text"]
+    said = "The regime of the past runs is unknown; their train loss is 0.300, their test loss 0.800."   # (.25 + .35) / 2
+    assert run(dense(tmp_path, "miou"))["holds_for"] == said and f" {said}\n" in (tmp_path / "REPORT.md").read_text()
 
 
 def test_a_score_that_is_no_number_is_called_by_its_name(tmp_path):
@@ -834,7 +884,7 @@ def test_figures_call_the_score_by_its_name(tmp_path, drawn, monkeypatch, name, 
     assert {f"test {noun}, %", f"full {noun}"} <= said["tradeoff"] and f"test {noun}, %" in said["accuracy_over_cost"]
     assert {f"to full {noun}", f"to full {noun} − 1 point"} <= said["speedup"]
     assert f"points of test {noun}" in said["landscape"]
-    line = next(line for line in figures["accuracy_over_cost"].axes[0].get_lines() if line.get_label() == "scratch (1)")
+    line = next(line for line in figures["accuracy_over_cost"].axes[0].get_lines() if line.get_label() == "scratch, budget 1")
     assert list(line.get_ydata()) == pytest.approx([1, 50])                 # before training and after it, in percent
 
 

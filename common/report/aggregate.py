@@ -64,8 +64,11 @@ def add_intervals(rows: Sequence[dict]) -> None:
             row["low"], row["high"] = row["mean"] - half, row["mean"] + half
 
 
-def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float] | str]) -> list[dict]:
+def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float] | str], shared: bool = False) -> list[dict]:
     """Paired difference of each row of one method to `reference(row)`, pooled likewise.
+
+    Args
+        shared: the reference of all rows is the same runs, so that they are not independent.
 
     The reference is values by seed, or the reason why there are none. "half" is also known where only other budgets
     have a reference: the standard deviation is theirs. "own_half" is that of the row's own seeds, with their own deviation.
@@ -74,6 +77,7 @@ def compare(rows: Sequence[dict], reference: Callable[[dict], Mapping[int, float
     pairs = [{} if isinstance(other, str) else scores.paired(row["values"], other)
              for row, other in zip(rows, found, strict=True)]
     sd, freedom = scores.pooled_sd(pairs)
+    freedom = scores.shared_freedom(pairs) if shared else freedom
     cells = []
     for row, other, pair in zip(rows, found, pairs, strict=True):
         half = scores.half_width(sd, freedom, len(pair) or row["seeds"])
@@ -171,7 +175,7 @@ def score(rows: Sequence[dict], scratch: Sequence[dict], targets: Mapping[str, f
                 base = scores.Reading("reached", full[clock])  # by definition, also where a smaller budget gets there
             there = full["values"] if name == "full" and full else scores.equal_cost(
                 base.cost, [(row[clock], row["values"]) for row in scratch]) if base.status == "reached" else None
-            halves = [cell["half"] for cell in compare(complete, lambda row, there=there: there or "scratch is not there")]
+            halves = [cell["half"] for cell in compare(complete, lambda row, there=there: there or "scratch is not there", True)]
             curve = [(row[clock], row["mean"]) for row in complete]
             reading = base if own else scores.cost_at(curve, target, start)
             reading = reading if timed or clock != "seconds" else scores.Reading("not comparable")
@@ -192,9 +196,9 @@ def references(label: str, gained: bool, timed: bool, methods: Mapping[str, Sequ
 
     def at_budget(rows, name, budget=None):
         found = {row["budget"]: row["values"] for row in rows if row["seeds"]}
-        return lambda row: found.get(budget or row["budget"], f"no {name} at {'budget 2' if budget else 'this budget'}")
+        return lambda row: found.get(budget or row["budget"], f"no {name} at {f'budget {budget}' if budget else 'this budget'}")
 
-    chosen = {"difference": at_budget(scratch, "scratch")}
+    chosen = {"difference": at_budget(scratch, "scratch"), "over_full": at_budget(complete, "complete scratch", 1)}
     chosen |= {f"equal_{clock}": at_equal_cost(complete, clock) for clock in CLOCKS}
     if not timed:
         chosen["equal_seconds"] = lambda row: "not comparable"
@@ -216,9 +220,21 @@ def add_others(methods: Mapping[str, Sequence[dict]], gained: Collection[str]) -
         for label, own in others.items():
             add_intervals(own)
             found = {key: compare(own, reference) for key, reference in references(
-                label, label in gained, False, others).items() if key not in ("equal_seconds", "equal_steps")}
+                label, label in gained, False, others).items() if key not in ("equal_seconds", "equal_steps", "over_full")}
             for i, row in enumerate(row for row in methods[label] if name in row):
                 row[name] |= {key: own[i][key] for key in ("low", "high")} | {key: cells[i] for key, cells in found.items()}
+
+
+def against_first(report: dict, methods: Mapping[str, Sequence[dict]]) -> None:
+    """Compares each method with the one that stands first in the headline after scratch, budget by budget."""
+    first, *others = [score["method"] for score in recommend.ranking(report)
+                      if not recommend.is_scratch(report, score["method"])] or [None]
+    values = {row["budget"]: row["values"] for row in methods.get(first, []) if row["complete"]}
+    for label in others:
+        for row, cell in zip(methods[label], compare(methods[label], lambda row: values.get(row["budget"], "not there")),
+                             strict=True):
+            row["over_first"] = cell
+    report["first"] = first
 
 
 def goals(scratch: Sequence[dict]) -> dict[str, float | None]:
@@ -261,9 +277,9 @@ def aggregate(study: Mapping) -> dict:
         gained = plan["scenario"] in NOTHING_NEW and any("weights" in row["reused"] for row in own) and not any(
             run["foreign"] for runs in groups[label].values() for run in runs)
         for name, reference in references(label, gained, timed, methods).items():
-            for row, cell in zip(own, compare(own, reference), strict=True):
+            for row, cell in zip(own, compare(own, reference, shared=name == "over_full"), strict=True):
                 row[name] = cell
-        for row, cell in zip(own, compare(own, at_equal_score(finished)), strict=True) if label != "scratch" else ():
+        for row, cell in zip(own, compare(own, at_equal_score(finished), True), strict=True) if label != "scratch" else ():
             row["cheaper"] = scores.cheaper((row["flops"], row["mean"]), cell["half"], [
                 (other["flops"], other["mean"]) for other in finished])._asdict() if row["complete"] else None
         result.append(score(own, finished, targets, gained, timed)
@@ -290,6 +306,9 @@ def aggregate(study: Mapping) -> dict:
               "past": past_runs(usual, study["score"]), **other_tasks(study["past"]),
               "missing": listed("not started", "unfinished"), "failed": listed("failed")} | (
                   {name: plan[name] for name in ("confirms", "scratch_of") if name in plan})
+    if "confirms" in plan:                                    # chosen on other seeds: comparing them here is fair
+        against_first(report, methods)
     report["blocked"] = recommend.blocked(plan, report)
+    report["holds_for"] = recommend.holds_for(report)
     report["recommendations"] = [] if report["blocked"] else recommend.recommendations(report)
     return report

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from PIL import Image
+from scipy.interpolate import PchipInterpolator
 
 from common.files import write_atomic
 from common.report.recommend import along_curves, ranking
@@ -18,7 +19,7 @@ from common.report.words import axis, budget, goal, significant
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-MARKERS = "osD^vPX*<>ph"
+MARKERS = "osD^vPX*<>phdH8"
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 TERA = 1e12
 INK, GREY, PALE = "#222222", "#9a9a9a", "#d9d9d9"
@@ -34,7 +35,7 @@ def styles(report: Mapping) -> dict[str, dict]:
               if score["method"] != "scratch"]
     looks = {"scratch": {"color": "black", "marker": "o", "linestyle": "-"}}
     for i, method in enumerate(others):
-        looks[method] = {"color": COLOURS[i] if i < len(COLOURS) else GREY, "marker": MARKERS[(i + 1) % len(MARKERS)],
+        looks[method] = {"color": COLOURS[i] if i < len(COLOURS) else GREY, "marker": MARKERS[1 + i % (len(MARKERS) - 1)],
                          "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
     return looks
 
@@ -42,7 +43,7 @@ def styles(report: Mapping) -> dict[str, dict]:
 def drawn(report: Mapping) -> Sequence[Mapping]:
     """Scores of the methods whose curves are drawn: of all, at the one budget that they have, where scratch alone has more."""
     shown = along_curves(report)
-    return shown if len(shown) > 1 else ranking(report)
+    return shown if any(len(score["planned_budgets"]) > 1 for score in shown if score["method"] != "scratch") else ranking(report)
 
 
 def clean(axes: Axes, grid: str = "both") -> None:
@@ -90,6 +91,14 @@ def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tupl
     return figure, figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
 
 
+def smooth(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """The line that is read between points: a monotone cubic in log x."""
+    if len(set(x)) < 3 or not np.isfinite(y).all():
+        return x, y
+    fine = np.linspace(math.log(x[0]), math.log(x[-1]), 100)
+    return np.exp(fine), PchipInterpolator(np.log(x), y)(fine)
+
+
 def tradeoff(report: Mapping, path: Path) -> bool:
     """Test score over budget and over FLOPs, a line a method, its band the interval."""
     chosen = {score["method"] for score in drawn(report)}
@@ -97,13 +106,19 @@ def tradeoff(report: Mapping, path: Path) -> bool:
     if not rows:
         return False
     figure, axes = panels(2, (10.5, 4.6))
+    alone = [method for method in styles(report) if [row["method"] for row in rows].count(method) == 1]
     for panel, name, scale in zip(axes, ("budget", "flops"), (1, TERA), strict=True):
         for method, look in styles(report).items():
             own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[name])
             if not own:
                 continue
             x, y = [row[name] / scale for row in own], [100 * row["mean"] for row in own]
-            panel.plot(x, y, label=method, markersize=5, linewidth=1.6, zorder=3 if method == "scratch" else 2, **look)
+            if name == "budget" and method in alone:          # else they would cover each other
+                x = [x[0] * 1.03 ** (alone.index(method) - (len(alone) - 1) / 2)]
+            front = 3 if method == "scratch" else 2
+            panel.plot([], [], label=method, markersize=5, linewidth=1.6, **look)
+            panel.plot(*smooth(x, y), linewidth=1.6, zorder=front, **look | {"marker": ""})
+            panel.plot(x, y, markersize=5, zorder=front, **look | {"linestyle": "none"})
             hollow = [i for i, row in enumerate(own) if not row["complete"]]
             panel.plot([x[i] for i in hollow], [y[i] for i in hollow], linestyle="none", marker=look["marker"],
                        markersize=5, markerfacecolor="white", color=look["color"], zorder=4)
@@ -112,7 +127,8 @@ def tradeoff(report: Mapping, path: Path) -> bool:
             if len(own) > 1 and look["color"] == GREY:
                 continue                                      # their bands would cover what the others show
             if len(own) > 1:
-                panel.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+                panel.fill_between(smooth(x, low)[0], smooth(x, low)[1], smooth(x, high)[1], color=look["color"], alpha=0.2,
+                                   linewidth=0)
             else:
                 panel.vlines(x, low, high, color=look["color"], linewidth=1.2)
         values = [row[name] / scale for row in rows]
@@ -122,11 +138,13 @@ def tradeoff(report: Mapping, path: Path) -> bool:
         if report["full_accuracy"] is not None:
             panel.axhline(100 * report["full_accuracy"], color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
         clean(panel)
-    if report["full_accuracy"] is not None:
-        axes[0].annotate(goal(report, "full"), (0.01, 100 * report["full_accuracy"]), xytext=(0, 3), fontsize=8, color=INK,
-                         xycoords=("axes fraction", "data"), textcoords="offset points")
-    axes[0].set(ylabel=axis(report), xlabel=f"budget, share of {report['budget_1_epochs']:g} epochs")
-    axes[1].set(xlabel="training and preparation, TFLOP")
+    if report["full_accuracy"] is not None:                   # on the side of it where scratch's curve does not end
+        above = max(row["mean"] for row in rows if row["method"] == "scratch") <= report["full_accuracy"]
+        axes[0].annotate(goal(report, "full"), (0.99, 100 * report["full_accuracy"]), xytext=(0, 3 if above else -10),
+                         xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8, color=INK,
+                         zorder=5)
+    axes[0].set(ylabel=axis(report), xlabel=f"budget, share of {report['budget_1_epochs']:g} epochs (log scale)")
+    axes[1].set(xlabel="training and preparation, TFLOP (log scale)")
     legend(figure, axes[0])
     save(figure, path)
     return True
@@ -150,7 +168,7 @@ def accuracy_over_cost(report: Mapping, curves: Mapping[str, Mapping], path: Pat
             panel.plot([value / scale for value in curve[name]], [100 * value for value in curve["score"]],
                        color=look["color"], linestyle=look["linestyle"], marker=look["marker"], markevery=[-1],
                        markerfacecolor=look["color"] if curve["complete"] else "white",
-                       markersize=6, linewidth=1.5, label=f"{method} ({budget(curve['budget'])})")
+                       markersize=6, linewidth=1.5, label=f"{method}, budget {budget(curve['budget'])}")
         panel.set_xlim(left=0)
         panel.set_xlabel(label)
         clean(panel)

@@ -97,15 +97,28 @@ def every_row(report: Mapping) -> str:
     memory = "" if not {"train_old", "train_new"} <= set(apart) else (
         f"\n\n{apart['train_old']} and {apart['train_new']}: the finished model on the training examples of either part, without "
         "augmentation.")
+    heads = {"difference": "Over scratch, equal budget", "equal_flops": "equal FLOPs", "equal_seconds": "equal seconds",
+             "over_full": "scratch at budget 1"}
     for row in report["rows"]:
-        other = [point_interval(row[name]) if "difference" in row else "–"
-                 for name in ("difference", "equal_flops", "equal_seconds")]
+        other = [point_interval(row[name]) if "difference" in row else "–" for name in heads]
         lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
                       percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row),
                       *("–" if row.get(name) is None else percent(row[name]) for name in apart), *other])
     return table(["Method", "Budget", "Seeds", terms.train_column, terms.test_column, *apart.values(),
-                  "Over scratch, equal budget", "equal FLOPs", "equal seconds"], lines) \
+                  *heads.values()], lines) \
         + memory + "\n\n" + words.provenance(report["rows"], report)
+
+
+def against_each_other(report: Mapping) -> str | None:
+    """The table of the methods of a study that measures again, against the first of them; None where there is one alone."""
+    rows = [row for row in report["rows"] if "over_first" in row]
+    if not rows:
+        return None
+    budgets = sorted({row["budget"] for row in rows})
+    cells = {(row["method"], row["budget"]): point_interval(row["over_first"]) for row in rows}
+    return table(["Method", *(f"at budget {budget(value)}" for value in budgets)], [
+        [f"`{method}`", *(cells.get((method, value), "–") for value in budgets)]
+        for method in dict.fromkeys(row["method"] for row in rows)]) + "\n\n" + words.provenance(rows, report)
 
 
 def second_score(report: Mapping) -> str | None:
@@ -222,7 +235,8 @@ def recommended(report: Mapping) -> str:
     if report["blocked"]:
         return report["blocked"]
     head = (f"For `{report['model']}` on `{report['task']}`, scenario `{report['scenario']}`, given these "
-            f"{words.count(len(report['past']['runs']), 'past run')}. Each follows from the tables above by its rule.")
+            f"{words.count(len(report['past']['runs']), 'past run')}. Each follows from the tables above by its rule. "
+            f"{report['holds_for']}")
     if report["failed"]:
         head += " Rows with a failed run are not considered."
     return "\n".join([head, "", *(f"- {item['text']}\n  *Rule: {item['rule']}.*"
@@ -277,6 +291,10 @@ def markdown(report: Mapping) -> str:
         parts.append(("Pictures", pictures.section(report, table, accuracy)))
     parts += [("Side by side", landscape.tables(report, table, accuracy)),
              ("Every row", "Differences are in points, paired by seed.\n\n" + every_row(report))]
+    if against := against_each_other(report):
+        parts.append((f"Against `{report['first']}`", "The methods were chosen on other seeds, so these compare them: points over"
+                      f" `{report['first']}`, the first of the headline, in as many epochs (whose FLOPs may differ), paired "
+                      f"by seed.\n\n{against}"))
     if second := second_score(report):
         parts.append((f"The second score: {words.terms(report).second_noun}", f"By the same rules as {noun}, which alone decides "
                       f"what is recommended and where full {noun} lies.\n\n{second}"))

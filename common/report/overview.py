@@ -41,6 +41,12 @@ def reload_answer(item: Mapping) -> str:
     return f"past charged: {met}; past paid: {item['paid']}" if item["paid"] else f"past paid: {met}"
 
 
+def spoken(report: Mapping, superseded: bool) -> str:
+    """A study's recommendations; of one that was measured again none is in bold."""
+    items = "\n".join(f"- {item['text']}" for item in report["recommendations"])
+    return f"{report['holds_for']}\n\n{items.replace('**', '') if superseded else items}"
+
+
 def linked(report: Mapping) -> str:
     return f"[{report['study']}]({report['study']}/REPORT.md)"
 
@@ -63,9 +69,10 @@ def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> s
     nouns = distinct(terms(report).noun for report in reports)
     noun = nouns[0] if len(nouns) == 1 else "score"           # several: each row's setting names its own
     head = ["Study", "What is new", "Setting", "Past runs", *(name.format(noun=noun) for name in KINDS.values())]
-    said = [f"## {report['study']}\n\n" + (f"Its strongest were measured again: {linked(again[report['study']])}.\n\n"
-                                           if report["study"] in again else "")
-            + (report["blocked"] or "\n".join(f"- {item['text']}" for item in report["recommendations"])) for report in reports]
+    said = [f"## {report['study']}\n\n" + (
+        f"**Superseded:** its strongest were measured again on other seeds, which decides: {linked(again[report['study']])}. "
+        if report["study"] in again else "") + (report["blocked"] or spoken(report, report["study"] in again))
+        for report in reports]
     return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "
             "rule that stands in its report. What is discussed by hand stands in [FINDINGS.md](FINDINGS.md).\n\n"
             + table(head, lines, text=head) + "\n\n" + "\n\n".join([*said, *whole(sequences)]) + "\n")

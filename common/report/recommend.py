@@ -70,14 +70,16 @@ def largest_of(report: Mapping, number: int, what: str) -> str:
     return " " if number == 1 else f" The largest of {number} {what}: measure it again on fresh seeds before calling it best. "
 
 
-def limits(report: Mapping, budgets: Sequence[float]) -> str:
+def measured_at(budgets: Sequence[float]) -> str:
     """Where a recommendation stops holding."""
+    return f"Measured at budget {' to '.join(words.budget(budget) for budget in sorted({min(budgets), max(budgets)}))}."
+
+
+def holds_for(report: Mapping) -> str:
+    """The kind of past runs of which all recommendations of a study speak, one sentence."""
     regime = report["past"]["regime"]
-    covered = " to ".join(words.budget(budget) for budget in sorted({min(budgets), max(budgets)}))
-    if regime is None:
-        return f"Measured at budget {covered}; the regime of the past runs is unknown{words.losses(report)}."
-    return (f"Measured at budget {covered}, with past runs that {regime[:-1]}; "
-            f"nothing is said about runs that {OTHER_REGIME[regime]}.")
+    return f"The regime of the past runs is unknown{words.losses(report)}." if regime is None else \
+        f"The past runs {regime[:-1]}: nothing is said about runs that {OTHER_REGIME[regime]}."
 
 
 def above(cell: Mapping, border: float) -> bool:
@@ -110,7 +112,8 @@ def save_compute(report: Mapping, target: str) -> dict:
             text += f" {unfinished(short, candidates)}"
         return found | {"text": text}
     text = (f"To save compute on the way to {goal}: **`{best['method']}`**, {words.speed_up(cell['flops'])} times "
-            f"cheaper than scratch by FLOPs, {words.speed_up(cell['seconds'])} by counted seconds.")
+            "cheaper than scratch by FLOPs" + ("." if cell["seconds"]["status"] == "not comparable" else
+                                               f", {words.speed_up(cell['seconds'])} by counted seconds."))
     if cell["seconds"]["status"] != "not comparable" and not above(cell["seconds"], 1):
         text += " By seconds the saving is not established."
     text += there
@@ -126,7 +129,7 @@ def save_compute(report: Mapping, target: str) -> dict:
         text += (f" Without any past run: `{free['method']}`, "
                  f"{words.speed_up(cells[free['method']]['flops'])} times.")
     text += largest_of(report, len(candidates), "methods")
-    return found | {"text": text + limits(report, best["budgets"])}
+    return found | {"text": text + measured_at(best["budgets"])}
 
 
 def unfinished(short: Sequence[Mapping], candidates: Sequence[Mapping]) -> str:
@@ -198,7 +201,7 @@ def equal_flops(report: Mapping) -> dict:
         text += f" Without any past run: {at(free, 'equal_flops')}."
     text += of_another_task(met[0])
     text += largest_of(report, len(rows), "rows")
-    return found | {"text": text + limits(report, [report["common_budget"]])}
+    return found | {"text": text + measured_at([report["common_budget"]])}
 
 
 def dominated(report: Mapping) -> list[Mapping]:
@@ -223,8 +226,8 @@ def not_worth(report: Mapping) -> dict:
             "scratch's budgets to which a scratch of no more FLOPs is superior by more than the half-width of their difference")
     said = [at(row, "equal_flops") for row in inside] + [
         f"`{row['method']}` at budget {words.budget(row['budget'])}, to which a cheaper scratch is superior" for row in outside]
-    text = "Not worth it with the settings tried: " + "; ".join(said) + ". " + limits(
-        report, [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
+    text = "Not worth it with the settings tried: " + "; ".join(said) + ". " + measured_at(
+        [row["budget"] for row in rows]) if rows else "No method is established as not worth it."
     return {"kind": "not worth it", "rule": rule, "method": None, "text": text,
             "rows": [{"method": row["method"], "budget": row["budget"]} for row in rows]}
 
@@ -255,13 +258,13 @@ def reload_weights(report: Mapping) -> dict | None:
                                 + ("" if charged["mean"] is None else f", and {words.point_interval(charged)} over scratch at as "
                                    "many FLOPs as it and its past runs had together") + ". "
                                 + (f"With the past run taken as paid, {found['paid']} over scratch. "
-                                   if found["paid"] else "") + limits(report, [row["budget"] for row in rows])}
+                                   if found["paid"] else "") + measured_at([row["budget"] for row in rows])}
     text = "Reload final weights only here: " + "; ".join(at(row, name) for row in met) + "."
     plain = met[0].get("gain_over_warm_start")
     if plain and plain["mean"] is not None:
         text += f" The first gains {words.point_interval(plain)} points over plain `warm_start`" + (
             "." if above(plain, 0) else ": no established difference.")
-    return found | {"text": f"{text} {limits(report, [row['budget'] for row in met])}"}
+    return found | {"text": f"{text} {measured_at([row['budget'] for row in met])}"}
 
 
 def past_paid(report: Mapping, gained: Sequence[str]) -> str | None:

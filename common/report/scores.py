@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 from scipy.stats import t as student
@@ -65,7 +66,27 @@ def pooled_sd(groups: Sequence[Values]) -> tuple[float | None, int]:
     return math.sqrt(math.fsum(squares) / freedom), freedom
 
 
-def half_width(sd: float | None, freedom: int, count: int, level: float = 0.95) -> float | None:
+def shared_freedom(groups: Sequence[Values]) -> float:
+    """Degrees of freedom of `pooled_sd` where the groups are not independent, as when all are differences to the same runs.
+
+    Those of a sum of correlated variances (Box 1954, doi:10.1214/aoms/1177728717): one group's, times tr(S)² / tr(S²),
+    with S the groups' covariance over the seeds that all have. From one group's to `pooled_sd`'s.
+    """
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return 0
+    seeds = sorted(set(groups[0]).intersection(*groups[1:]))
+    if len(seeds) < 2:
+        return 1
+    off = np.array([[group[seed] for seed in seeds] for group in groups], dtype=float)
+    off -= off.mean(axis=1, keepdims=True)
+    covariance = off @ off.T
+    squares = float((covariance ** 2).sum())
+    least = min(len(group) for group in groups) - 1
+    return min(pooled_sd(groups)[1], least * max(1.0, float(np.trace(covariance)) ** 2 / squares)) if squares else least
+
+
+def half_width(sd: float | None, freedom: float, count: int, level: float = 0.95) -> float | None:
     """Half of the t-interval of a mean over `count` values; None where sd or count leaves it unknown."""
     if sd is None or freedom < 1 or count < 1:
         return None
