@@ -39,7 +39,8 @@ class Data:
     classes: list[int] | list[str]                            # the data set's own number, or name, of each class in use
     labels: str                                               # "fine", or "coarse" where those are superclasses
     examples: int                                             # N, of the whole training set
-    fingerprint: str                                          # of images and labels, before --subset
+    fingerprint: str                                          # of training images and labels, before --subset
+    test_fingerprint: str                                     # the same of the test set
     final: Split | None = None                                # under --holdout the test set, for one look at the end
 
 
@@ -118,7 +119,8 @@ def assemble(train: tuple, test: tuple, args, device: torch.device, names: list[
         mask = torch.from_numpy(in_train if whole or args.holdout else in_test).to(device)
         apart.parts = {"old": mask, "new": ~mask}
     data = Data(train, evaluated, classes, "coarse" if coarse_labels else "fine", len(images),
-                fingerprint(images, own[0] if own else fine, whole=anybodys), final)
+                fingerprint(images, own[0] if own else fine, whole=anybodys),
+                fingerprint(test_images, test_own[0] if own else test_fine, whole=anybodys), final)
     if not len(data.test):
         raise Refused(
             f"--holdout {args.holdout} of {len(keep)} examples leaves nothing to evaluate on; take more." if args.holdout else

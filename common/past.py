@@ -95,8 +95,9 @@ class PastRun:
             if len(self._known()) < (len(self.data.classes) if every_class else 1):
                 raise Refused(f"past run {self.name} predicts {len(self.classes)} {self.labels} classes of {self.task}, this run "
                               f"{len(self.data.classes)} {self.data.labels} ones of {self.args.task}: its outputs cannot be used "
-                              "here. Name past runs of the same task and classes, or a method that reuses weights, features or "
-                              "some classes' outputs (README.md, the table of scripts).")
+                              "here. Name past runs of the same task and classes, or use a method that reuses a trunk "
+                              "(baselines/warm_start.py --part trunk), features (methods/attention_transfer.py) or, where some "
+                              "classes are the same, their outputs (methods/partial_kd.py --share 1 --until 0.5).")
             theirs = {c: i for i, c in enumerate(self.classes)}
             columns = torch.tensor([theirs.get(c, len(self.classes)) for c in self.data.classes], device=device)     # [C]
         self._check_size()

@@ -27,6 +27,11 @@ AGREE = 20                                                    # steps after whic
 CHECKPOINTS = (0.1, 0.25, 0.5, 0.75)                          # weights kept at the first epoch's end at or after these
 
 
+def identity(data: Data) -> dict:
+    """What tells data sets apart, for config.json."""
+    return {"fingerprint": data.fingerprint, "test_fingerprint": data.test_fingerprint, "classes": data.classes}
+
+
 class Run:
     """Starts the clock, takes the run's folder, and refuses one that holds another run or is in use.
 
@@ -81,10 +86,7 @@ class Run:
         ranks.wait()
         config, summary = folder.opened(self.folder, config)
         if summary:
-            if TASKS[self.args.task].anybodys \
-                    and TASKS[self.args.task].load(self.args, self.device).fingerprint != config["data"]["fingerprint"]:
-                raise Refused(f"{self.folder} is finished already, and {self.args.data_dir} has other images since: give this "
-                              "run a --tag, such as a date, or delete that folder.")
+            self._refuse_changed(config["data"])
             if self.writes:
                 (self.folder / "last.pt").unlink(missing_ok=True)     # of a run killed between its summary and this line
                 print(f"{self.folder} is finished already ("
@@ -92,6 +94,15 @@ class Run:
                       "again, delete it or give a --tag.")
             raise SystemExit(0)
         return config
+
+    def _refuse_changed(self, then: dict) -> None:
+        """Of a finished run: whoever trains on files that come and go must not take it for one of today's."""
+        task = TASKS[self.args.task]
+        if task.anybodys:
+            data = task.load(self.args, self.device)
+            if any(then.get(name, value) != value for name, value in identity(data).items()):       # or not known then
+                raise Refused(f"{self.folder} is finished already, and {self.args.data_dir} has other images since: give this "
+                              "run a --tag, such as a date, or delete that folder.")
 
     def past(self, data: Data) -> list[PastRun]:
         """The runs named by --past, this seed's own first: seed k begins with past run 100 + k, or wraps around.
@@ -121,8 +132,7 @@ class Run:
         """
         self.data, self.state = data, state
         self.where["data"] = data.fingerprint
-        self.config["data"] = {"task": self.args.task, "fingerprint": data.fingerprint, "classes": data.classes,
-                               "score": TASKS[self.args.task].score,
+        self.config["data"] = {"task": self.args.task, **identity(data), "score": TASKS[self.args.task].score,
                                "labels": data.labels,
                                "train_examples": len(data.train), "test_examples": len(data.test)}
         for epoch in range(resume.restore(self), math.ceil(count) + 1):

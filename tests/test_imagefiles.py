@@ -325,9 +325,20 @@ def test_a_finished_run_of_a_folder_that_changed_is_not_taken_for_todays(tree, t
     with pytest.raises(SystemExit, match="^0$"):
         run_script("baselines/scratch", *argv)
     assert "nothing is done. To run it again, delete it or give a --tag" in capsys.readouterr().out
-    picture(tree / "red/10.png", (250, 99, 0))
+    train, test, _ = datasets.read_folder(str(tree), 16)
+    for change in (train, test):                              # one picture of either split, then a class of another name
+        green = int(change[0][change[1] == 1][0][0, 0, 1])
+        picture(tree / f"red/{green}.png", (250, 99, 0))
+        datasets.read_folder.cache_clear()
+        with pytest.raises(Refused, match="is finished already, and .*images has other images since: give this run a --tag"):
+            run_script("baselines/scratch", *argv)
+        picture(tree / f"red/{green}.png", (250, green, 0))
+        datasets.read_folder.cache_clear()
+        with pytest.raises(SystemExit, match="^0$"):
+            run_script("baselines/scratch", *argv)
+    (tree / "red").rename(tree / "scarlet")
     datasets.read_folder.cache_clear()
-    with pytest.raises(Refused, match="is finished already, and .*images has other images since: give this run a --tag"):
+    with pytest.raises(Refused, match="is finished already"):
         run_script("baselines/scratch", *argv)
     assert run_script("baselines/scratch", *argv, "--tag", "monday").parts[-3] == "scratch-monday"
 

@@ -183,6 +183,17 @@ def test_degrees_of_freedom_of_rows_that_share_runs_by_hand():
     assert scores.shared_freedom([{0: 1}]) == 0 and scores.shared_freedom([{0: 1, 1: 1}]) == 1
 
 
+@pytest.mark.parametrize("name", ["gain_over_scratch_2", "over_full", "past_charged"])
+def test_rows_over_much_the_same_runs_are_not_independent(study, name):
+    """Two seeds: one degree of freedom, however many rows."""
+    fill(study, "warm_start", {0.5: [0.54, 0.54], 1: [0.7, 0.7]}, reused=["weights"])
+    rows = [row(run(study), "warm_start", budget) for budget in (0.5, 1)]
+    groups = [{int(seed): value for seed, value in one[name]["values"].items()} for one in rows]
+    assert all(groups) and scores.pooled_sd(groups)[1] == 2
+    for one in rows:
+        assert one[name]["half"] == pytest.approx(scores.half_width(scores.pooled_sd(groups)[0], 1, 2), rel=1e-6) != 0
+
+
 def test_speed_ups_take_no_row_as_independent_of_the_others(tmp_path):
     # each row's difference to scratch at budget 1 is off by .0001 in the same direction: one degree of freedom, not three
     fill(tmp_path, "scratch", {0.5: [0.4, 0.4], 1: [0.4999, 0.5001], 2: [0.6, 0.6]})
@@ -629,12 +640,12 @@ def test_a_study_measured_again_is_one_row_of_the_overview(study):
     shutil.copytree(study, again)
     change_plan(again, confirms="tiny")
     (again / "plan.json").write_text((again / "plan.json").read_text().replace('"study": "tiny"', '"study": "again"'))
-    fill(study, "warm_start", {0.5: [0.54, 0.54], 1: [0.7, 0.7]}, reused=["weights"])
+    fill(study, "warm_start", {0.5: [0.53, 0.55], 1: [0.69, 0.71]}, reused=["weights"])
     run(study), run(again)
     text = write_overview(study.parent).read_text()
     lines = [line for line in text.splitlines() if line.startswith("| [")]
     assert len(lines) == 1 and lines[0].startswith("| [again](again/REPORT.md), after [tiny](tiny/REPORT.md) | nothing is new |")
-    charged = "past charged: `warm_start` (1); past paid: `warm_start` at budget 1, +20.0 [+15.7, +24.3] points (tiny)"
+    charged = "past charged: `warm_start` (1); past paid: `warm_start` at budget 1, +20.0 [+20.0, +20.0] points (tiny)"
     assert lines[0].endswith(f"| {charged} |")                # what the second did not measure is the first's
     tiny = text.partition("## tiny\n\n")[2]
     assert tiny.startswith("**Superseded:** its strongest were measured again on other seeds, which decides: "

@@ -14,6 +14,7 @@ REUSES = (1, 5)
 POINT = 0.01
 EDGE = 1.01                                                   # steps are whole, so that costs of equal budgets differ a little
 STEADY = 1.1                                                  # the slowest step over the fastest, of the same arithmetic
+SHARED = ("over_full", "past_charged", "gain_over_scratch_2")  # comparisons of all of a method's rows with much the same runs
 NOT_COMPARABLE = scores.SpeedUp("not comparable", None, None, "unknown", None, "unknown")
 
 
@@ -219,7 +220,7 @@ def add_others(methods: Mapping[str, Sequence[dict]], gained: Collection[str]) -
         others = {label: [row | row[name] for row in rows if name in row] for label, rows in methods.items()}
         for label, own in others.items():
             add_intervals(own)
-            found = {key: compare(own, reference) for key, reference in references(
+            found = {key: compare(own, reference, shared=key in SHARED) for key, reference in references(
                 label, label in gained, False, others).items() if key not in ("equal_seconds", "equal_steps", "over_full")}
             for i, row in enumerate(row for row in methods[label] if name in row):
                 row[name] |= {key: own[i][key] for key in ("low", "high")} | {key: cells[i] for key, cells in found.items()}
@@ -277,7 +278,7 @@ def aggregate(study: Mapping) -> dict:
         gained = plan["scenario"] in NOTHING_NEW and any("weights" in row["reused"] for row in own) and not any(
             run["foreign"] for runs in groups[label].values() for run in runs)
         for name, reference in references(label, gained, timed, methods).items():
-            for row, cell in zip(own, compare(own, reference, shared=name == "over_full"), strict=True):
+            for row, cell in zip(own, compare(own, reference, shared=name in SHARED), strict=True):
                 row[name] = cell
         for row, cell in zip(own, compare(own, at_equal_score(finished), True), strict=True) if label != "scratch" else ():
             row["cheaper"] = scores.cheaper((row["flops"], row["mean"]), cell["half"], [
@@ -306,7 +307,7 @@ def aggregate(study: Mapping) -> dict:
               "past": past_runs(usual, study["score"]), **other_tasks(study["past"]),
               "missing": listed("not started", "unfinished"), "failed": listed("failed")} | (
                   {name: plan[name] for name in ("confirms", "scratch_of") if name in plan})
-    if "confirms" in plan:                                    # chosen on other seeds: comparing them here is fair
+    if "confirms" in plan:                                    # all were chosen on other seeds
         against_first(report, methods)
     report["blocked"] = recommend.blocked(plan, report)
     report["holds_for"] = recommend.holds_for(report)

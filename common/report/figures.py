@@ -93,7 +93,7 @@ def panels(columns: int, size: tuple[float, float], sharey: bool = True) -> tupl
 
 def smooth(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     """The line that is read between points: a monotone cubic in log x."""
-    if len(set(x)) < 3 or not np.isfinite(y).all():
+    if len(x) < 3 or len(set(x)) < len(x) or not np.isfinite(y).all():
         return x, y
     fine = np.linspace(math.log(x[0]), math.log(x[-1]), 100)
     return np.exp(fine), PchipInterpolator(np.log(x), y)(fine)

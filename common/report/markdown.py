@@ -294,7 +294,8 @@ def markdown(report: Mapping) -> str:
     if against := against_each_other(report):
         parts.append((f"Against `{report['first']}`", "The methods were chosen on other seeds, so these compare them: points over"
                       f" `{report['first']}`, the first of the headline, in as many epochs (whose FLOPs may differ), paired "
-                      f"by seed.\n\n{against}"))
+                      f"by seed. That is first by these very seeds, which makes the others look a little worse than they are."
+                      f"\n\n{against}"))
     if second := second_score(report):
         parts.append((f"The second score: {words.terms(report).second_noun}", f"By the same rules as {noun}, which alone decides "
                       f"what is recommended and where full {noun} lies.\n\n{second}"))

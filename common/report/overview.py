@@ -44,7 +44,7 @@ def reload_answer(item: Mapping) -> str:
 def spoken(report: Mapping, superseded: bool) -> str:
     """A study's recommendations; of one that was measured again none is in bold."""
     items = "\n".join(f"- {item['text']}" for item in report["recommendations"])
-    return f"{report['holds_for']}\n\n{items.replace('**', '') if superseded else items}"
+    return f"{report.get('holds_for', '')}\n\n{items.replace('**', '') if superseded else items}"
 
 
 def linked(report: Mapping) -> str:

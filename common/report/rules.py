@@ -3,7 +3,7 @@
 FIGURES = {
     "tradeoff": "Trade-off curves: every point is complete runs with the schedule annealed to that budget. Bands are "
                 "95 % t-intervals. Hollow points lack planned seeds. Lines are the curves that are read between "
-                "points, see [the rules](#how-the-numbers-are-made); where scratch falls, it is read as flat. Points beside each "
+                "points, see [the rules](#how-the-numbers-are-made); where one falls, it is read as flat. Points beside each "
                 "other at one budget have that budget.",
     "accuracy_over_cost": "Learning curves of each method's longest budget up to 1, mean over seeds. Before its last epoch a "
                           "curve has not annealed: compare the ends, not the middles. Hollow ends lack planned seeds.",
@@ -19,7 +19,9 @@ RULES = """\
 budget is a number of epochs, as a share of those of budget 1; every run anneals its schedule to its own budget.
 - **Intervals** are 95 % t-intervals with the standard deviation pooled over the budgets of a method. The pooling \
 takes budgets as independent, although they share seeds, and as equally noisy, although they are not. A method \
-with one budget has its own seeds alone: two degrees of freedom for three. So all rows of a method have the same ±, and the same \
+with one budget has its own seeds alone: two degrees of freedom for three. Where a method's rows all subtract much the same runs \
+(speed-ups, over scratch at budget 1 or 2, past runs charged) the degrees of freedom are Box's (1954): from the rows' \
+covariance, between those of one row and of all. So all rows of a method have the same ±, and the same \
 runs another one in a study with other budgets. **†** marks a difference whose interval leaves out 0 by the pooling \
 alone: that of the row's own seeds, with their own deviation, does not, and fresh seeds would have to say. Intervals are over \
 training seeds, on one test set and with these past runs: what \
@@ -35,14 +37,12 @@ budget. *At most X*: its smallest budget, which costs X, is above already. *Star
 it before the first step. Nothing is extrapolated.
 - **Speed-up** is scratch's cost over the method's at equal {noun}; scratch's cost to full {noun} is budget 1 by \
 definition. Its interval reads the method's curve moved down and up, each row by the half-width of the interval of its \
-paired difference to scratch's runs at the target. All rows subtract the same runs there and are not independent: the \
-degrees of freedom of the pooled deviation are Box's (1954), from the rows' covariance, between those of one row and of \
-all. The interval is over seeds: what reading between budgets adds is not in it. *Not reached* as an end of an interval: \
-the moved curve does not get there. \
-*Unknown*: scratch's own cost is, as where its smallest budget is above already.
+paired difference to scratch's runs at the target, with Box's degrees of freedom. What reading between budgets adds is not in \
+it. *Not reached* as an end of an interval: the moved curve does not get there. *Unknown*: \
+scratch's own cost is, as where its smallest budget is above already.
 - **Cheaper than scratch at its {noun}** is scratch's FLOPs to a row's {noun} over those of the row, for one budget \
 what the speed-up is for the whole curve; its interval moves the row by the half-width of its paired difference to scratch, \
-read where scratch is as good, with the same degrees of freedom. *Open*: scratch has no budget that gets there.
+read where scratch is as good, with Box's degrees of freedom. *Open*: scratch has no budget that gets there.
 - **FLOPs** are those of training and preparation. Evaluation and the optimizer's own arithmetic are not counted. \
 FLOPs are the headline, since runs may have shared a machine. Counted seconds leave out loading data, compiling, \
 evaluating and checkpointing; they contain preparation. They are compared only where one version of the code made \
