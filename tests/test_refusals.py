@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, parse, run_script
 from PIL import Image
 
-from common import datasets, machine
+from common import cache, datasets, machine
 from common.data import all_batches
 from common.files import Refused, write_atomic
 from common.past import PastRun
@@ -312,6 +312,40 @@ def test_finished_run_says_so_and_exits_0(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_script("baselines/scratch", "--epochs", 0.2, "--results", tmp_path)
     assert ended.value.code == 0 and "is finished already (test accuracy" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
+    count = Run.count
+
+    def interrupted(run, *what):
+        count(run, *what)
+        for _ in range(run.steps == 3 and 2):                 # the step's end, where the first would be heard, is not reached
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "count", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_script("baselines/scratch", "--epochs", 1, "--results", tmp_path)
+    last, = tmp_path.rglob("last.pt")                         # the one from before training
+    assert not list(tmp_path.rglob("summary.json")) and torch.load(last, weights_only=True)["run"]["steps"] == 0
+
+
+def test_a_table_on_disk_that_cannot_be_made_or_read(past, tmp_path, monkeypatch):
+    """No half of one is left; a damaged one is named, and made again when it is gone."""
+    argv = ["methods/cached_kd", "--views", 1, "--epochs", 0.2, "--past", past, "--results", tmp_path]
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "free_memory", lambda device: 1000)
+        refused("table of cached_kd would take 0.0 GiB, and cpu has 0.0 free: keep less of it \\(--views\\)", run_script, *argv)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "reserve", lambda path: os.posix_fallocate(-1, 0, 1))
+        refused("cannot write .*cache-.*npy: .*Make room", run_script, *argv)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+    run_script(*argv, "--tag", "made")
+    table, = (tmp_path / "cache").glob("*.npy")
+    table.write_bytes(table.read_bytes()[:200])
+    refused("npy is damaged .*: delete it, and it is made again", run_script, *argv)
+    table.unlink()
+    whole = run_script(*argv)
+    assert json.loads((whole / "summary.json").read_text())["seconds"]["preparation"] > 0 and table.exists()
 
 
 def test_second_process_on_one_folder_is_refused(tmp_path):
