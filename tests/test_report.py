@@ -752,6 +752,21 @@ def test_figures_show_methods_at_one_budget_where_scratch_alone_has_more(study):
     assert shown() == {"scratch", "several"}
 
 
+def test_the_overview_s_figure_has_each_study_s_best(study, monkeypatch):
+    slow = shutil.copytree(study, study.parent / "slow")
+    (slow / "plan.json").write_text((slow / "plan.json").read_text().replace('"study": "tiny"', '"study": "slow"'))
+    fill(slow, "ema", {0.25: [0.35, 0.35]})
+    fill(study, "kd", {0.5: [0.5, 0.5], 1: [0.6, 0.6]})
+    fill(study, "ema", {0.5: [0.45, 0.45], 1: [0.55, 0.55]})
+    run(study), run(slow)
+    drawn = []
+    monkeypatch.setattr("common.report.figures.save", lambda figure, path: drawn.append(figure))
+    assert "![How many times cheaper](overview.png)" in write_overview(study.parent).read_text()
+    said = {text.get_text() for text in drawn[0].findobj(Text)}
+    assert {"nothing is new, tiny:\nkd", "nothing is new, slow", "none gets there, in the budgets that were measured"} <= said
+    assert any(text.startswith("2.00 [") for text in said)
+
+
 def test_tags_make_methods_of_their_own(study):
     fill(study, "kd", {1: [0.5, 0.52]})
     fill(study, "kd", {1: [0.6, 0.62]}, tag="sample")

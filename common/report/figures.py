@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.interpolate import PchipInterpolator
 
 from common.files import write_atomic
-from common.report.recommend import along_curves, ranking
-from common.report.words import axis, budget, goal, significant
+from common.report.recommend import along_curves, is_scratch, ranking
+from common.report.words import SITUATIONS, axis, budget, goal, significant, speed_up
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
@@ -261,6 +261,51 @@ def speedup(report: Mapping, path: Path) -> bool:
     figure.legend(loc="outside upper right", frameon=False, fontsize=8.5, ncols=2)
     axes[0].set_yticks(range(len(scored)), [score["method"] for score in scored])
     axes[0].set_ylim(len(scored) - 0.4, -0.6)
+    save(figure, path)
+    return True
+
+
+def best_of_each(reports: Sequence[Mapping], path: Path) -> bool:
+    """Speed-up by FLOPs to the full score: of each study the method with the largest; hollow if its interval is not above 1."""
+    found = []
+    for report in reports:
+        scored = [score for score in ranking(report) if score["targets"] and not is_scratch(report, score["method"])]
+        if scored and not report["blocked"]:
+            found.append((report, scored[0]["method"], scored[0]["targets"]["full"]["speed_up"]["flops"]))
+    reached = [cell for *_, cell in found if cell["value"] is not None]
+    if not reached:
+        return False
+    found.sort(key=lambda item: (list(SITUATIONS).index(item[0]["scenario"]), -(item[2]["value"] or 0), item[0]["study"]))
+    bounds = [end for cell in reached for end in (1, cell["value"], cell["low"], cell["high"]) if end is not None]
+    low, high = min(bounds) / 1.15, max(bounds) * 1.15
+    figure, (axes,) = panels(1, (8.5, 1.1 + 0.45 * len(found)))
+    ticks = pleasant_times(min(bounds), max(bounds))
+    log_ticks(axes, ticks, [f"{t:g}×" for t in ticks])
+    axes.set_xlim(low, high)
+    for i, (report, _, cell) in enumerate(found):
+        if cell["value"] is None:
+            axes.annotate("none gets there, in the budgets that were measured", (1, i), xytext=(6, 0), va="center", fontsize=8,
+                          textcoords="offset points", color="#666666", style="italic")
+            continue
+        colour = COLOURS[list(SITUATIONS).index(report["scenario"]) % len(COLOURS)]
+        ends = [low if cell["low"] is None else cell["low"], high if cell["high"] is None or cell["high_status"] == "at most"
+                else cell["high"]]
+        if cell["low_status"] != "unknown":
+            axes.plot(ends, [i, i], color=colour, linewidth=2)
+            for end, edge, arrow in zip(ends, (low, high), "<>", strict=True):
+                if end == edge:
+                    axes.plot([edge], [i], marker=arrow, markersize=5, color=colour, clip_on=False)
+        axes.annotate(speed_up(cell), (cell["value"], i), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5,
+                      color=INK)
+        axes.plot([cell["value"]], [i], marker="o", markersize=6, color=colour, zorder=3,
+                  markerfacecolor=colour if cell["low"] is not None and cell["low"] > 1 else "white")
+    axes.axvline(1, color="black", linewidth=1, zorder=1)
+    axes.set_yticks(range(len(found)), [
+        f"{SITUATIONS[report['scenario']]}, {report['study']}" + ("" if cell["value"] is None else f":\n{method}")
+        for report, method, cell in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlabel("times cheaper than scratch by training FLOPs, past runs not counted (log scale)")
+    clean(axes, "x")
     save(figure, path)
     return True
 

@@ -3,11 +3,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.files import read_json, write_atomic
+from common.report.figures import best_of_each
 from common.report.markdown import table
 from common.report.words import SITUATIONS, budget, distinct, examples, goal, percent, point_interval, regime, terms
 
 KINDS = {"save compute, full": "To save compute on the way to full {noun}",
          "accuracy at equal FLOPs": "For {noun} at equal FLOPs", "reload weights": "Reload final weights (at budget)"}
+
+FIGURE = ("\n\n![How many times cheaper](overview.png)\n\nOf each study whose strongest were not measured again, the method with "
+          "the largest speed-up, with its 95 % interval; hollow: not established. An arrow: that end is open.")
 
 
 def answer(report: Mapping, kind: str) -> str:
@@ -51,9 +55,14 @@ def linked(report: Mapping) -> str:
     return f"[{report['study']}]({report['study']}/REPORT.md)"
 
 
-def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> str:
-    """The page; the same reports give the same text. `sequences` are those of streams and of searches."""
-    lines, again = [], {report["confirms"]: report for report in reports if report.get("confirms") and not report["blocked"]}
+def measured_again(reports: Sequence[Mapping]) -> dict[str, Mapping]:
+    """Name of a study -> the finished one that has measured its strongest on other seeds."""
+    return {report["confirms"]: report for report in reports if report.get("confirms") and not report["blocked"]}
+
+
+def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = (), drawn: bool = False) -> str:
+    """The page; the same reports give the same text. `sequences` are those of streams and of searches; drawn: overview.png."""
+    lines, again = [], measured_again(reports)
     by_name = {report["study"]: report for report in reports}
     for report in reports:
         if report["study"] in again:                          # its strongest were measured again: that row has them
@@ -75,7 +84,7 @@ def overview(reports: Sequence[Mapping], sequences: Sequence[Mapping] = ()) -> s
         for report in reports]
     return ("# Which method for which situation\n\nEvery cell and every sentence is a study's own recommendation, made by the "
             "rule that stands in its report. What is discussed by hand stands in [FINDINGS.md](FINDINGS.md).\n\n"
-            + table(head, lines, text=head) + "\n\n" + "\n\n".join([*said, *whole(sequences)]) + "\n")
+            + table(head, lines, text=head) + FIGURE * drawn + "\n\n" + "\n\n".join([*said, *whole(sequences)]) + "\n")
 
 
 def whole(sequences: Sequence[Mapping]) -> list[str]:
@@ -89,6 +98,7 @@ def write_overview(root: Path) -> Path:
     """Reads report.json of every study below `root`, writes REPORT.md there."""
     reports = [read_json(path) for path in sorted(root.glob("*/report.json"))]
     real = [report for report in reports if report["study"].partition("-")[0] != "demo"]
-    write_atomic(root / "REPORT.md", overview([report for report in real if "recommendations" in report],
-                                              [report for report in real if "pays" in report]))
+    said = [report for report in real if "recommendations" in report]
+    drawn = best_of_each([report for report in said if report["study"] not in measured_again(said)], root / "overview.png")
+    write_atomic(root / "REPORT.md", overview(said, [report for report in real if "pays" in report], drawn))
     return root / "REPORT.md"
