@@ -307,7 +307,7 @@ def aggregate(study: Mapping) -> dict:
               "past": past_runs(usual, study["score"]), **other_tasks(study["past"]),
               "missing": listed("not started", "unfinished"), "failed": listed("failed")} | (
                   {name: plan[name] for name in ("confirms", "scratch_of") if name in plan})
-    if "confirms" in plan:                                    # all were chosen on other seeds
+    if "confirms" in plan and not report["missing"]:          # all were chosen on other seeds
         against_first(report, methods)
     report["blocked"] = recommend.blocked(plan, report)
     report["holds_for"] = recommend.holds_for(report)
