@@ -163,7 +163,7 @@ def test_a_teacher_in_every_step_costs_at_least_what_it_costs_kd(script, more, p
 
 def test_readmes_commands_parse():
     text = re.sub(r"\$\w+", "0", (ROOT / "README.md").read_text().replace("; done", ""))
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"((?:baselines|methods)/\w+\.py --.*)", text)]
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"((?:baselines|methods)/\w+\.py --[^`\n]*)", text)]
     for script, *argv in commands:
         if "--help" not in argv:
             parser = importlib.import_module(script.removesuffix(".py").replace("/", ".")).parser()
