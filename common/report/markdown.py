@@ -100,7 +100,8 @@ def every_row(report: Mapping) -> str:
     heads = {"difference": "Over scratch, equal budget", "equal_flops": "equal FLOPs", "equal_seconds": "equal seconds",
              "over_full": "scratch at budget 1"}
     for row in report["rows"]:
-        other = [point_interval(row[name]) if "difference" in row else "–" for name in heads]
+        other = ["–" if "difference" not in row or (name, row["budget"]) == ("over_full", 1)           # stands before
+                 else point_interval(row[name]) for name in heads]
         lines.append([f"`{row['method']}`", budget(row["budget"]), seeds(row),
                       percent(row["train_accuracy"]) if row["seeds"] else "–", accuracy(row),
                       *("–" if row.get(name) is None else percent(row[name]) for name in apart), *other])
