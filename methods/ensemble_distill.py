@@ -22,6 +22,7 @@ from common.run import Run
 from common.seeding import generator
 from common.step import Step, one_cycle, sgd
 from common.tasks import TASKS
+from common.teachers import together
 
 
 def parser():
@@ -34,9 +35,11 @@ def parser():
 
 def distil_from(teachers, task, args):
     """The loss function of a student of these teachers: of the labels, and of the mean of what they predict."""
+    ask = together(teachers)                                  # image [B, 3, H, W] -> logits [B, C] of each
+
     def distil(model, batch):                                 # one loss per example, and its named parts
         with torch.no_grad():
-            soft = task.mean([teacher(batch.image) for teacher in teachers], args.temperature)        # [B, C]
+            soft = task.mean(ask(batch.image), args.temperature)          # [B, C]
         output = model(batch.image)                           # [B, C]
         hard = task.loss(output, batch.target)                # [B]
         kd = task.distill(output, soft, args.temperature)     # [B]

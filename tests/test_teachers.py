@@ -1,17 +1,18 @@
-"""Teachers: folding changes nothing but rounding, and refuses where it would."""
+"""Teachers: folding changes nothing but rounding, and refuses where it would; nor does asking several as one."""
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import models
+from common import models, teachers
+from common.clock import count_flops
 from common.seeding import generator
-from common.teachers import Teacher, fold
+from common.teachers import Teacher, fold, together
 
 
-def trained(name: str) -> nn.Module:
+def trained(name: str, seed: int = 0) -> nn.Module:
     """A model whose batch norms have statistics, scales and shifts of their own."""
-    model = models.build(name, 10, generator(0, "weights"), torch.device("cpu"))
+    model = models.build(name, 10, generator(seed, "weights"), torch.device("cpu"))
     for i, module in enumerate(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         ranges = ((module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2), (module.weight, 0.2, 1), (module.bias, -1, 1))
         for tensor, low, high in ranges:
@@ -77,3 +78,34 @@ def test_a_batch_norm_that_cannot_be_folded_stays(kind):
     folded = fold(model, x)
     assert isinstance(folded.bn, nn.BatchNorm2d)
     torch.testing.assert_close(folded(x), model(x))
+
+
+def asked(several: list[Teacher], x: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """Their outputs as a student's step sees them, and FLOPs."""
+    ask = together(several)
+    with count_flops() as counter, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=several[0].amp is not None):
+        return ask(x), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_several_teachers_as_one_say_the_same_for_as_many_flops(amp, monkeypatch):
+    x, order = image(), torch.tensor([3, 0, 10])                  # the last is a class that the second does not know
+    several = [Teacher(trained("resnet20", seed), x[:2], amp, order if seed == 1 else None) for seed in range(3)]
+    expected, flops = asked(several, x)
+    monkeypatch.setattr(teachers, "AS_ONE", ("cpu",))
+    with monkeypatch.context() as counted:
+        counted.setattr(Teacher, "forward", None)                 # nobody is asked alone
+        found, flops_as_one = asked(several, x)
+    assert flops_as_one == flops > 0
+    assert found[1].shape == (4, 3) and found[1][:, 2].isneginf().all()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=1e-4 if amp is None else 0.05, atol=1e-4 if amp is None else 0.05)
+
+
+def test_teachers_of_other_architectures_are_asked_one_by_one(monkeypatch):
+    monkeypatch.setattr(teachers, "AS_ONE", ("cpu",))
+    x = image()
+    several = [Teacher(trained(name), x[:2], None) for name in ("resnet8", "resnet20")]
+    for mine, teacher in zip(together(several)(x), several, strict=True):
+        assert torch.equal(mine, teacher(x))
