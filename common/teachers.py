@@ -56,8 +56,8 @@ class Teacher(nn.Module):
 def together(teachers: list[Teacher]) -> Callable[[Tensor], list]:
     """Returns what gives the outputs of each teacher for an image [B, 3, H, W], as a list.
 
-    On a GPU teachers of one architecture run as one, their convolutions grouped: five ResNet-56 then take 59 % of the time of a
-    sequence (results/speed/h200.md). On CPUs a sequence is faster.
+    On a GPU teachers of one architecture run as one, their convolutions grouped: five ResNet-56 then take 59 % of the time that
+    they take in sequence, on a CPU 1.9 times that time (results/speed/h200.md).
     """
     first, alike = teachers[0], len({repr(teacher.model) for teacher in teachers}) == 1
     if len(teachers) == 1 or not alike or first.device.type not in AS_ONE:
