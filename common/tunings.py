@@ -115,7 +115,10 @@ def tunings() -> dict[str, Study]:
             *tuning(0.75, (0.1, 0.2), (5e-4,), 0.2, seeds=(1, 2)),
             *(runs for budget in (0.5, 1) for runs in tuning(budget, (0.2, 0.4), (5e-4,), 0.2, seeds=(1, 2))),
             *tuning(1, (0.05,), (5e-4,), 0.2, options=("--batch-size", "16"), seeds=(1, 2)),
-            *tuning(1, (0.2,), (2e-3,), 0.2, seeds=(1, 2)))),       # best by one
+            *tuning(1, (0.2,), (2e-3,), 0.2, seeds=(1, 2)),         # best by one
+            # beyond the corner that was the best of both, after all studies had been made with it
+            *(runs for budget in (1, 2) for rate, decay in ((0.2, 5e-3), (0.4, 2e-3), (0.4, 5e-3)) for runs in tuning(
+                budget, (rate,), (decay,), 0.2)))),
         # what begins with past weights, of the same task and of another, with settings of its own
         "caltech101-mini-reuse-tuning": Study(
             **CALTECH, settings=CALTECH101, past_options=("--holdout", "0.2"), past_seeds=(100,), others=TRUNKS, tuning=True,
