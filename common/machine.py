@@ -64,6 +64,12 @@ def cores_by_groups(own: Path = OWN_GROUP, root: Path = GROUPS) -> list[float]:
     return found
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([found, *cores_by_groups()])))
+
+
 def left_by_groups(own: Path = OWN_GROUP, root: Path = GROUPS) -> list[int]:
     """Bytes left below the limit of each control group that has one."""
     left = []

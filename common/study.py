@@ -23,7 +23,7 @@ import torch
 
 import common.step  # noqa: F401                              # with all that the scripts import, before they are forked
 from common.files import Refused, lock, read_json, write_json
-from common.machine import cores_by_groups
+from common.machine import cores
 from common.planning import plan
 from common.planparts import ROOT
 from common.plans import studies
@@ -31,12 +31,6 @@ from common.runfiles import find_runs
 from common.speed.fastest import fastest
 from common.speed.loops import FLAGS
 from common.tasks import TASKS
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min([found, *cores_by_groups()])))
 
 
 def threads_each(jobs: int) -> int:

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.amp import autocast
 
-AS_ONE = ("cuda",)                                            # devices on which several teachers are faster as one
+AS_ONE, NARROW = ("cuda",), 64                                # devices and channels with which several teachers are faster as one
 
 
 class Teacher(nn.Module):
@@ -53,24 +53,31 @@ class Teacher(nn.Module):
         return self
 
 
-def together(teachers: list[Teacher]) -> Callable[[Tensor], list]:
-    """Returns what gives the outputs of each teacher for an image [B, 3, H, W], as a list.
+def together(teachers: list[Teacher]) -> Callable[[Tensor], list[Tensor]]:
+    """Returns what gives each teacher's output for an image [B, 3, H, W], as a list.
 
-    On a GPU teachers of one architecture run as one, their convolutions grouped: five ResNet-56 then take 59 % of the time that
-    they take in sequence, on a CPU 1.9 times that time (results/speed/h200.md).
+    On a GPU narrow ones of one architecture run as one, their convolutions grouped: five ResNet-56 (64 channels at most), 128
+    images of 32 pixels, then take 59 % of the time that they take in sequence, on a CPU 1.9 times that time
+    (results/speed/h200.md). What was not measured runs in sequence. As one they keep a second copy of all weights.
     """
-    first, alike = teachers[0], len({repr(teacher.model) for teacher in teachers}) == 1
-    if len(teachers) == 1 or not alike or first.device.type not in AS_ONE:
+    first = teachers[0]
+    narrow = all(p.shape[0] <= NARROW for p in first.model.parameters() if p.ndim == 4)
+    if first.device.type not in AS_ONE or not narrow or len(teachers) == 1 or not alike(teachers):
         return lambda image: [teacher(image) for teacher in teachers]
     weights = stack_module_state([teacher.model for teacher in teachers])        # parameters and buffers, name -> [P, ...]
 
     def outputs(image):
-        image = image.to(first.amp or torch.float32)
-        with autocast(None, first.device):                    # which does not reach what vmap hides
-            found = vmap(lambda *own: functional_call(first.model, own, (image,)))(*weights)
-            each = zip(*found, strict=True) if isinstance(found, tuple) else found.unbind()
-            return [teacher.chosen(one) for teacher, one in zip(teachers, each, strict=True)]
+        with autocast(None, first.device):                    # in vmap it would cast some inputs of a layer and not others
+            found = vmap(lambda *own: functional_call(first.model, own, (image.to(first.amp or torch.float32),)))(*weights)
+            return [teacher.chosen(one) for teacher, one in zip(teachers, found.unbind(), strict=True)]
     return outputs
+
+
+def alike(teachers: list[Teacher]) -> bool:
+    """Whether they differ in their weights alone, as far as names, shapes and what modules say of themselves tell."""
+    looks = [(str(teacher.model), {name: tensor.shape for name, tensor in teacher.model.state_dict().items()}, teacher.amp)
+             for teacher in teachers]
+    return all(look == looks[0] for look in looks)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from common import models
 from common.amp import amp_dtype, arithmetic
 from common.files import write_json
 from common.log import read_rows
-from common.machine import code_version, device_name, versions
+from common.machine import code_version, cores, device_name, versions
 from common.planparts import ROOT, every_script, needs
 from common.report.markdown import table
 from common.speed.loops import FLAGS, PHASES, STEPS, take_turns
@@ -34,6 +34,7 @@ from common.speed.together import measure_together, work
 from common.tasks import TASKS
 
 SECONDS = 4.0                                                 # of several processes at once
+THREADS = 2                                                   # of each process that measures memory
 LOOPS = ("textbook", "textbook_amp", "eager", "compiled", "graph", "compiled_graph")
 
 
@@ -55,7 +56,8 @@ def measure_loops(loops: dict, rounds: int, steps: int, bar: tqdm) -> dict[str, 
 def peak_memory(options: list[str], name: str) -> int:
     """Bytes that steps of a loop add at most to a process of its own: taken on a GPU, else resident; 0 where nobody says."""
     command = [sys.executable, "-m", "common.speed", *options, "--memory-of", name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True,
+                          env=os.environ | {"OMP_NUM_THREADS": str(THREADS)})
     return int(done.stdout.splitlines()[-1])
 
 
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         if runs:
             found["together"] = measure_together(options, runs, args.jobs, SECONDS, bar)
             keep()
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as several:         # of processes in which nothing is timed
+        with ThreadPoolExecutor(max(1, cores() // THREADS)) as several:         # of processes in which nothing is timed
             for name, peak in zip(names[:-1], several.map(partial(peak_memory, options), names[:-1]), strict=True):
                 found["loops"][name]["peak_bytes"] = peak
                 bar.update()
