@@ -118,7 +118,7 @@ def test_a_study_asks_for_its_first_run_s_loop(tmp_path, monkeypatch):
     assert asked["threads"] == study.cores()
 
 
-def test_jobs_on_one_gpu_are_told_of_mps(tmp_path, monkeypatch, capsys):
+def test_jobs_on_one_gpu_are_told_of_mps_and_of_what_captures_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "make", lambda root, chosen, jobs, flags: None)
     monkeypatch.setattr(study, "lock", lambda path, wait: nullcontext())
     monkeypatch.setattr(study, "write_json", lambda path, what: None)
@@ -128,8 +128,14 @@ def test_jobs_on_one_gpu_are_told_of_mps(tmp_path, monkeypatch, capsys):
         study.main(["demo", "--jobs", jobs])
         assert capsys.readouterr().out.count("unless MPS runs: nvidia-cuda-mps-control -d") == hints
     (tmp_path / "mps").mkdir()
-    study.main(["demo", "--jobs", "6"])
-    assert "MPS" not in capsys.readouterr().out
+    monkeypatch.setattr(study, "fastest", lambda command, threads: "graph")
+    for more, hints in (([], 1), (["--graph"], 0), (["--compile"], 0), (["--fastest"], 0)):
+        study.main(["demo", "--jobs", "6", *more])
+        out = capsys.readouterr().out
+        assert "MPS" not in out and out.count("--graph captures steps") == hints
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    study.main(["demo"])
+    assert "--graph" not in capsys.readouterr().out
 
 
 def test_a_failed_measurement_says_what_to_do(monkeypatch):
