@@ -18,6 +18,7 @@ from common.plans import VARIANTS, dense_minis, studies
 from common.report import write_report
 from common.report.overview import write_overview
 from common.report.search import what_pays
+from common.report.stream import aggregate
 from common.report.tuning import best, pairs
 from common.runfiles import names
 
@@ -495,10 +496,44 @@ def test_a_stream_reuses_the_run_before_and_compares_the_whole_sequence(tmp_path
     assert [row["train_old"], row["train_new"]] == [last["old"], last["new"]] and None not in last.values()
     assert row["end_over_scratch"]["values"]["0"] == pytest.approx(accuracy[3] - accuracy[1])
     assert row["along_over_scratch"]["values"]["0"] == pytest.approx(sum(accuracy[2:]) / 2 - sum(accuracy[:2]) / 2)
-    assert "| `warm_start` | 1/2 | 1/1 |" in (root / "REPORT.md").read_text()
-    (root / made["runs"][3]["folder"] / "summary.json").unlink()
-    write_report(root)
-    assert "1 runs are missing" in (root / "REPORT.md").read_text()
+    assert row["along"]["mean"] == pytest.approx(sum(accuracy[2:]) / 2) and row["end"]["mean"] == accuracy[3]
+    assert row["rival"] is None                               # scratch's only stream costs twice as much
+    text, figure = (root / "REPORT.md").read_text(), root / "figures/stream.png"
+    assert "| `warm_start` | 1/2 | 1/1 |" in text and "![stream](figures/stream.png)" in text and figure.exists()
+
+    def without(run):
+        (root / run["folder"] / "summary.json").unlink()
+        write_report(root)
+        rows = json.loads((root / "report.json").read_text())["rows"]
+        return (root / "REPORT.md").read_text(), {row["method"]: (row["seeds"], row["cost_over_scratch"]["mean"]) for row in rows}
+
+    text, rows = without(made["runs"][1])                     # what is whole is counted, and compared where scratch's is
+    assert "1 runs are missing" in text and rows == {"scratch": (0, None), "warm_start": (1, None)} and figure.exists()
+    text, rows = without(made["runs"][3])
+    assert "<sub>No finished stream.</sub>" in text and "![" not in text and not figure.exists()
+
+
+def test_a_stream_is_compared_with_the_best_of_scratch_s_that_cost_no_more(tmp_path):
+    streams = {("scratch", 1): (4, 0.6), ("scratch", 0.5): (2, 0.5), ("scratch", 0.25): (1, 0.2), ("kd", 0.5): (2.5, 0.58),
+               ("warm_start", 0.25): (1, 0.45)}
+    made = [{"method": method, "budget": share, "seed": seed, "runs": [f"{method}{share}p{k}s{seed}" for k in (1, 2)]}
+            for method, share in streams for seed in (0, 1)]
+    for stream in made:
+        flops, accuracy = streams[stream["method"], stream["budget"]]
+        for k, name in enumerate(stream["runs"]):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text(json.dumps({
+                "commit": "c", "dirty": False, "data": {}, "args": {"task": "shapes", "batch_size": 32},
+                "versions": {"torch": "1"}, "device": {"type": "cpu", "name": "one", "threads": 1, "arithmetic": "float32"}}))
+            (tmp_path / name / "summary.json").write_text(json.dumps({
+                "test": {"accuracy": accuracy + 0.1 * k + 0.01 * stream["seed"]},
+                "flops": {"training": flops, "preparation": 0}}))
+    rows = aggregate(tmp_path, {"study": "x", "task": "shapes", "model": "resnet8", "scenario": "stream", "streams": made,
+                                "runs": []})["rows"]
+    found = {(row["method"], row["budget"]): row["rival"] and (row["rival"]["budget"], round(row["rival"]["over"]["mean"], 6))
+             for row in rows}
+    assert found == {("scratch", 1): None, ("scratch", 0.5): None, ("scratch", 0.25): None, ("kd", 0.5): (0.5, 0.08),
+                     ("warm_start", 0.25): (0.25, 0.25)}
 
 
 def test_compiled_runs_are_asked_for_and_a_killed_one_goes_on_as_it_was(tmp_path, monkeypatch):

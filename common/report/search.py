@@ -148,7 +148,7 @@ def aggregate(root: Path, plan: Mapping) -> dict:
                      "provenance": provenance([
                          trial for seed in done for trials in searches[seed] for trial in trials or () if trial["config"]])})
     for row in rows:
-        row["rival"] = rival(row, rows)
+        row["rival"] = rival(row, rows, "delivered_test")
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "score": one_score(root, read), "rows": rows, "settings": tried(groups),
               "trials": max((len(search["trials"]) for search in plan["searches"]), default=0),
@@ -159,15 +159,15 @@ def aggregate(root: Path, plan: Mapping) -> dict:
     return report | {"pays": what_pays(report, "delivered_test_over_scratch", "on the test set")}
 
 
-def rival(row: Mapping, rows: Sequence[Mapping]) -> dict | None:
-    """Of a row that reuses: what is best on the test set without reuse at no more FLOPs, and the row's difference to it."""
-    own = row["delivered_test"]["values"]
-    cheaper = [other for other in rows if other["method"].startswith("scratch") and other["delivered_test"]["mean"] is not None
+def rival(row: Mapping, rows: Sequence[Mapping], name: str) -> dict | None:
+    """Of a row that reuses: what is best by its cell `name` without reuse at no more FLOPs, and the row's difference to it."""
+    own = row[name]["values"]
+    cheaper = [other for other in rows if other["method"].startswith("scratch") and other[name]["mean"] is not None
                and other["cost_over_scratch"]["mean"] <= 1.005 * (row["cost_over_scratch"]["mean"] or 0)]
     if row["method"].startswith("scratch") or not own or not cheaper:
         return None
-    best = max(cheaper, key=lambda other: other["delivered_test"]["mean"])
-    theirs = best["delivered_test"]["values"]
+    best = max(cheaper, key=lambda other: other[name]["mean"])
+    theirs = best[name]["values"]
     return {"method": best["method"], "budget": best["budget"],
             "over": interval({seed: own[seed] - theirs[seed] for seed in own if seed in theirs})}
 

@@ -2,13 +2,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from common.files import write_atomic, write_json
 from common.report import scores
+from common.report.figures import COLOURS, DASHES, GREY, MARKERS, clean, legend, log_ticks, panels, pleasant, save
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score
-from common.report.search import TERA, interval, missing, read_trial, state, what_pays
-from common.report.words import budget, percent, point_interval, significant, terms
+from common.report.search import TERA, interval, missing, read_trial, rival, state, what_pays
+from common.report.words import axis, budget, percent, point_interval, significant, terms
 
 RULES = """\
 - In a **stream** the data arrive in equal portions, and after each a run on all data so far is made; it reuses the run before it.
@@ -16,6 +19,8 @@ RULES = """\
 - **Cost** is that of all runs of the stream, in FLOPs of training and preparation.
 - Scratch's stream makes every run from scratch. Others are compared with it at its **largest budget**, what one would do
   without reuse.
+- **Without reuse for no more** is scratch's stream, at whatever budget, that is best along the way among those whose FLOPs are at
+  most the row's (to half a percent).
 - **Along the way** is the mean {noun} over the runs of the stream, **at the end** that of the last.
 - **Old / new**: the last run's {train} on the portions that were there before, and on the one that came last.
 - What **pays** is the cheapest row whose cost interval lies below scratch's and whose {noun} along the way, over that of
@@ -32,19 +37,25 @@ def aggregate(root: Path, plan: Mapping) -> dict:
     scratch = groups.get(max((key for key in groups if key[0] == "scratch"), default=None), {})
     rows = []
     for (method, share), streams in groups.items():
-        done = {seed: runs for seed, runs in streams.items() if None not in runs and None not in scratch.get(seed, [None])}
+        done = {seed: runs for seed, runs in streams.items() if None not in runs}
+        paired = {seed: runs for seed, runs in done.items() if None not in scratch.get(seed, [None])}
 
-        def over(value, done=done):                           # of a stream's runs, less that of scratch's
-            return interval({seed: value(runs) - value(scratch[seed]) for seed, runs in done.items()})
+        def over(value, paired=paired):                       # of a stream's runs, less that of scratch's
+            return interval({seed: value(runs) - value(scratch[seed]) for seed, runs in paired.items()})
 
         rows.append({
             "method": method, "budget": share, "seeds": len(done), "planned": len(streams),
             "cost": interval({seed: cost(runs) for seed, runs in done.items()}),
-            "cost_over_scratch": interval({seed: cost(runs) / cost(scratch[seed]) for seed, runs in done.items()}),
+            "cost_over_scratch": interval({seed: cost(runs) / cost(scratch[seed]) for seed, runs in paired.items()}),
             "after_portion": [scores.mean([runs[k]["test"] for runs in done.values()]) for k in range(plan_length(plan))],
-            "along_over_scratch": over(along), "end_over_scratch": over(lambda runs: runs[-1]["test"]),
+            "along": interval({seed: along(runs) for seed, runs in done.items()}),
+            "end": interval({seed: end(runs) for seed, runs in done.items()}),
+            "along_over_scratch": over(along), "end_over_scratch": over(end),
             "train_old": apart(done, "old"), "train_new": apart(done, "new"),
             "provenance": provenance([run for runs in done.values() for run in runs])})
+    compared = [row for row in rows if row["cost_over_scratch"]["mean"] is not None]
+    for row in rows:
+        row["rival"] = rival(row, compared, "along")
     report = {"study": plan["study"], "task": plan["task"], "model": plan["model"], "scenario": plan["scenario"],
               "score": one_score(root, read), "rows": rows, "portions": plan_length(plan),
               "missing": [{"command": run["command"], "state": state(root / run["folder"])} for run in plan["runs"]
@@ -70,6 +81,44 @@ def along(runs: list[dict]) -> float:
     return sum(run["test"] for run in runs) / len(runs)
 
 
+def end(runs: list[dict]) -> float:
+    return runs[-1]["test"]
+
+
+def draw(report: Mapping, path: Path) -> bool:
+    """Test score after each portion, and that along the way over the cost of the whole stream; False where none is whole."""
+    rows = [row for row in report["rows"] if row["seeds"]]
+    rows.sort(key=lambda row: (row["method"] != "scratch", -row["along"]["mean"]))
+    if not rows:
+        path.unlink(missing_ok=True)
+        return False
+    others = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "scratch"))
+    shares = sorted({row["budget"] for row in report["rows"]}, reverse=True)
+    figure, (left, right) = panels(2, (10.5, 4.6), sharey=False)
+    for row in rows:
+        place = others.index(row["method"]) if row["method"] in others else None
+        look = {"color": "black" if place is None else COLOURS[place] if place < len(COLOURS) else GREY,
+                "marker": MARKERS[0 if place is None else 1 + place % (len(MARKERS) - 1)]}
+        face = look["color"] if row["seeds"] == row["planned"] else "white"
+        left.plot(range(1, report["portions"] + 1), [100 * value for value in row["after_portion"]], markersize=4, linewidth=1.4,
+                  linestyle=DASHES[shares.index(row["budget"]) % len(DASHES)], markerfacecolor=face,
+                  zorder=3 if place is None else 2, label=f"{row['method']}, {budget(row['budget'])}", **look)
+        flops, cell = row["cost"]["mean"] / TERA, row["along"]
+        right.plot([flops], [100 * cell["mean"]], linestyle="none", markersize=6, markerfacecolor=face, **look)
+        if cell["low"] is not None:
+            right.vlines([flops], 100 * cell["low"], 100 * cell["high"], color=look["color"], linewidth=1.2)
+    costs = [row["cost"]["mean"] / TERA for row in rows]
+    ticks = pleasant(min(costs), max(costs))
+    log_ticks(right, ticks, [f"{tick:,.3g}" for tick in ticks])
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set(xlabel=f"data so far, portions of {report['portions']}", ylabel=axis(report))
+    right.set(xlabel="all runs of the stream, TFLOP (log scale)", ylabel=f"{axis(report)}, mean along the way")
+    clean(left), clean(right)
+    legend(figure, left)
+    save(figure, path)
+    return True
+
+
 def markdown(report: Mapping) -> str:
     noun, train, portions = terms(report).noun, terms(report).train, report["portions"]
 
@@ -86,12 +135,19 @@ def markdown(report: Mapping) -> str:
         flops, over = row["cost"]["mean"], row["cost_over_scratch"]["mean"]
         lines.append([f"`{row['method']}`", budget(row["budget"]), f"{row['seeds']}/{row['planned']}",
                       significant(None if flops is None else flops / TERA), "–" if over is None else f"{over:.2f}",
-                      point_interval(row["along_over_scratch"]), point_interval(row["end_over_scratch"]),
+                      percent(row["along"]["mean"]), point_interval(row["along_over_scratch"]),
+                      f"{point_interval(row['rival']['over'])}: `scratch`, {budget(row['rival']['budget'])}"
+                      if row["rival"] else "–",
+                      percent(row["end"]["mean"]), point_interval(row["end_over_scratch"]),
                       f"{percent(row['train_old'])} / {percent(row['train_new'])}"])
     text = table(["Method", "Budget of a run", "Seeds", "TFLOP of the stream", "over scratch's",
-                  "Along the way, points over scratch's", "At the end, points over scratch's",
-                  f"{train.capitalize()} % at the end, old / new"], lines)
-    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
+                  f"{noun.capitalize()} % along the way", "over scratch's, points", "over the best without reuse for no more",
+                  "At the end, %", "over scratch's there, points", f"{train.capitalize()} % at the end, old / new"], lines)
+    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>" if device else \
+        "\n\n<sub>No finished stream.</sub>"
+    if report["figures"]:
+        text += ("\n\n![stream](figures/stream.png)\n\nLeft: complete runs after each portion, means over seeds. Right: the mean "
+                 "of these over the cost of the whole stream, with 95 % intervals. Hollow: planned seeds are missing.")
     text += f"\n\n## Test {noun} % after each portion\n\n" + table(
         ["Method", "Budget", *(f"{k}/{portions}" for k in range(1, portions + 1))],
         [[f"`{row['method']}`", budget(row["budget"]), *map(percent, row["after_portion"])] for row in rows])
@@ -105,6 +161,7 @@ def markdown(report: Mapping) -> str:
 def write_stream(root: Path, plan: Mapping) -> Path:
     """Writes REPORT.md and report.json of a study of streams; returns the former's path."""
     report = aggregate(root, plan)
+    report["figures"] = ["stream"] if draw(report, root / "figures/stream.png") else []
     write_json(root / "report.json", report)
     write_atomic(root / "REPORT.md", markdown(report))
     return root / "REPORT.md"
