@@ -397,6 +397,12 @@ def test_what_scratch_alone_can_do_for_less(tmp_path):
     assert [round(row["regret_test"]["mean"], 6) for row in (then, half)] == [0.06, 0.01]
     assert rows["scratch", 0.25]["regret_test"]["mean"] == pytest.approx(0.06) and "has 75.0 % right" in text
     assert "| learning rate, weight decay |  | 0 | 0, 0.0005 | 0.1, 0.0005 | 0.2, 0.0005 | 0.3, 0.0005 |" in text
+    figure = tmp_path / "figures/search.png"
+    assert "![search](figures/search.png)" in text and figure.exists()
+    for name in (*full, *longer, *reuse, *short):
+        (tmp_path / name / "summary.json").unlink()
+    text = write_report(tmp_path).read_text()
+    assert "![" not in text and "<sub>No finished search.</sub>" in text and not figure.exists()
 
 
 def test_a_stopped_queue_stops_its_runs(tiny, monkeypatch, capfd):

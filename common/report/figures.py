@@ -314,6 +314,27 @@ def best_of_each(reports: Sequence[Mapping], path: Path) -> bool:
     return True
 
 
+def looks(methods: Sequence[str]) -> dict[str, dict]:
+    """Of sequences of runs, the best first: scratch black, a colour for the first, the others grey."""
+    others = [method for method in dict.fromkeys(methods) if method != "scratch"]
+    return {"scratch": {"color": "black", "marker": "o"}} | {
+        method: {"color": COLOURS[i] if i < len(COLOURS) else GREY, "marker": MARKERS[1 + i % (len(MARKERS) - 1)]}
+        for i, method in enumerate(others)}
+
+
+def score_over_cost(panel: Axes, points: Sequence[tuple[float, Mapping, Mapping]], what: str) -> None:
+    """A point, with its interval, for each FLOPs, cell of a score and look."""
+    for flops, cell, look in points:
+        panel.plot([flops / TERA], [100 * cell["mean"]], linestyle="none", markersize=6, **look)
+        if cell["low"] is not None:
+            panel.vlines([flops / TERA], 100 * cell["low"], 100 * cell["high"], color=look["color"], linewidth=1.2)
+    costs = [flops / TERA for flops, *_ in points]
+    ticks = pleasant(min(costs), max(costs))
+    log_ticks(panel, ticks, [f"{tick:,.3g}" for tick in ticks])
+    panel.set_xlabel(f"{what}, TFLOP (log scale)")
+    clean(panel)
+
+
 def pleasant_times(low: float, high: float) -> list[float]:
     """Speed-ups worth a tick, the plainest first, as many as have room for their labels."""
     ticks, gap = [], math.log(high / low) / 8

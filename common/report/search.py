@@ -5,10 +5,11 @@ from pathlib import Path
 from common.files import read_json, write_atomic, write_json
 from common.log import read_rows
 from common.report import scores
+from common.report.figures import legend, looks, panels, save, score_over_cost
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score, read_finished
-from common.report.words import budget, percent, point_interval, significant, terms
+from common.report.words import axis, budget, percent, point_interval, significant, terms
 
 TERA = 1e12
 RULES = """\
@@ -218,6 +219,26 @@ def commands(runs: Sequence[Mapping]) -> str:
     return table(["State", "Command"], [[run["state"], f"`{run['command']}`"] for run in runs], text=("Command",))
 
 
+def draw(report: Mapping, path: Path) -> bool:
+    """What searches deliver over what they cost; False where none is whole."""
+    rows = [row for row in report["rows"] if row["delivered_test"]["mean"] is not None]
+    rows.sort(key=lambda row: (row["method"] != "scratch", -row["delivered_test"]["mean"]))
+    if not rows:
+        path.unlink(missing_ok=True)
+        return False
+    figure, (panel,) = panels(1, (8.5, 4.6))
+    look = looks([row["method"] for row in rows])
+    for method in look:
+        panel.plot([], [], linestyle="none", markersize=6, label=method, **look[method])
+    score_over_cost(panel, [(scores.mean(list(row["cost"].values())), row["delivered_test"], look[row["method"]] | {
+        "markerfacecolor": look[row["method"]]["color"] if row["seeds"] == row["planned"] else "white"}) for row in rows],
+        "all trials, and what is trained after them")
+    panel.set_ylabel(f"{axis(report)}, of the delivered model")
+    legend(figure, panel)
+    save(figure, path)
+    return True
+
+
 def markdown(report: Mapping) -> str:
     lines, made = [], {name: set() for name in ("device", "versions", "batch_size", "commit")}
     for row in sorted(report["rows"], key=lambda row: (row["method"] != "scratch", row["cost_over_scratch"]["mean"] or 9)):
@@ -238,7 +259,11 @@ def markdown(report: Mapping) -> str:
                   "over the best without reuse for no more", "Regret, points",
                   "Regret on the test set, points"], lines)
     device, versions, batch_size, commit = (" and ".join(sorted(values)) for values in made.values())
-    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>"
+    text += f"\n\n<sub>{device}. {versions}. Batch size {batch_size}. Commit {commit}.</sub>" if device else \
+        "\n\n<sub>No finished search.</sub>"
+    if report["figures"]:
+        text += ("\n\n![search](figures/search.png)\n\nWhat a search delivers, on the test set, over its cost, with 95 % "
+                 "intervals; several points of a method are its budgets. Hollow: planned seeds are missing.")
     text += trials(report)
     gone, section = missing(report, "trials", "search")
     text += section
@@ -275,6 +300,7 @@ def trials(report: Mapping) -> str:
 def write_search(root: Path, plan: Mapping) -> Path:
     """Writes REPORT.md and report.json of a study of searches; returns the former's path."""
     report = aggregate(root, plan)
+    report["figures"] = ["search"] if draw(report, root / "figures/search.png") else []
     write_json(root / "report.json", report)
     write_atomic(root / "REPORT.md", markdown(report))
     return root / "REPORT.md"

@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.files import write_atomic, write_json
 from common.report import scores
-from common.report.figures import COLOURS, DASHES, GREY, MARKERS, clean, legend, log_ticks, panels, pleasant, save
+from common.report.figures import DASHES, clean, legend, looks, panels, save, score_over_cost
 from common.report.markdown import table
 from common.report.origin import provenance
 from common.report.runs import one_score
@@ -92,28 +92,19 @@ def draw(report: Mapping, path: Path) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    others = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "scratch"))
     shares = sorted({row["budget"] for row in report["rows"]}, reverse=True)
     figure, (left, right) = panels(2, (10.5, 4.6), sharey=False)
+    look = looks([row["method"] for row in rows])
     for row in rows:
-        place = others.index(row["method"]) if row["method"] in others else None
-        look = {"color": "black" if place is None else COLOURS[place] if place < len(COLOURS) else GREY,
-                "marker": MARKERS[0 if place is None else 1 + place % (len(MARKERS) - 1)]}
-        face = look["color"] if row["seeds"] == row["planned"] else "white"
+        look[row["method"]]["markerfacecolor"] = look[row["method"]]["color"] if row["seeds"] == row["planned"] else "white"
         left.plot(range(1, report["portions"] + 1), [100 * value for value in row["after_portion"]], markersize=4, linewidth=1.4,
-                  linestyle=DASHES[shares.index(row["budget"]) % len(DASHES)], markerfacecolor=face,
-                  zorder=3 if place is None else 2, label=f"{row['method']}, {budget(row['budget'])}", **look)
-        flops, cell = row["cost"]["mean"] / TERA, row["along"]
-        right.plot([flops], [100 * cell["mean"]], linestyle="none", markersize=6, markerfacecolor=face, **look)
-        if cell["low"] is not None:
-            right.vlines([flops], 100 * cell["low"], 100 * cell["high"], color=look["color"], linewidth=1.2)
-    costs = [row["cost"]["mean"] / TERA for row in rows]
-    ticks = pleasant(min(costs), max(costs))
-    log_ticks(right, ticks, [f"{tick:,.3g}" for tick in ticks])
+                  linestyle=DASHES[shares.index(row["budget"]) % len(DASHES)], zorder=3 if row["method"] == "scratch" else 2,
+                  label=f"{row['method']}, {budget(row['budget'])}", **look[row["method"]])
+    score_over_cost(right, [(row["cost"]["mean"], row["along"], look[row["method"]]) for row in rows], "all runs of the stream")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel=f"data so far, portions of {report['portions']}", ylabel=axis(report))
-    right.set(xlabel="all runs of the stream, TFLOP (log scale)", ylabel=f"{axis(report)}, mean along the way")
-    clean(left), clean(right)
+    right.set_ylabel(f"{axis(report)}, mean along the way")
+    clean(left)
     legend(figure, left)
     save(figure, path)
     return True
