@@ -140,7 +140,7 @@ class Queue:
         folder, code = self.root / run["folder"], os.waitstatus_to_exitcode(status)
         console = folder / "console.txt"
         lines = (console.read_text(errors="replace").strip().splitlines() if console.exists() else []) or ["no output"]
-        if code == 0 and (folder / "summary.json").exists():
+        if (folder / "summary.json").exists() and (code == 0 or self.stopping):     # a signal may come after the last word
             (folder / "failed.json").unlink(missing_ok=True)
             self._say(run, f"{lines[-1].partition(': ')[2]} ({time.monotonic() - begin:.0f} s)")
         elif self.stopping:

@@ -423,6 +423,17 @@ def test_a_stopped_queue_stops_its_runs(tiny, monkeypatch, capfd):
     assert len(list(tiny.rglob("last.pt"))) == 1 and not [*tiny.rglob("summary.json"), *tiny.rglob("failed.json")]
 
 
+def test_a_run_that_a_signal_meets_after_its_summary_is_done(tmp_path, monkeypatch, capsys):
+    def start(queue, words, folder, threads):
+        queue.stopping = signal.SIGTERM
+        (folder / "console.txt").write_text("results/x/run: test accuracy 0.5000\n")
+        return os.posix_spawn("/bin/sh", ["sh", "-c", f"echo {{}} > {folder}/summary.json; kill -TERM $$"], {})
+
+    monkeypatch.setattr(study.Queue, "_fork", start)
+    study.Queue(tmp_path, 1, 1, []).make([{"folder": "run", "command": "python methods/kd.py"}])
+    assert "[1/1] run: test accuracy 0.5000 (0 s)" in capsys.readouterr().out
+
+
 def test_a_study_in_use_and_past_runs_that_are_not_planned_are_refused(tiny):
     held = study.lock(tiny / ".lock", wait=False)
     with pytest.raises(Refused, match="is being made by another process"):
