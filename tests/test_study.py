@@ -425,11 +425,15 @@ def test_a_stopped_queue_stops_its_runs(tiny, monkeypatch, capfd):
 
 def test_a_run_that_a_signal_meets_after_its_summary_is_done(tmp_path, monkeypatch, capsys):
     def start(queue, words, folder, threads):
-        queue.stopping = signal.SIGTERM
         (folder / "console.txt").write_text("results/x/run: test accuracy 0.5000\n")
         return os.posix_spawn("/bin/sh", ["sh", "-c", f"echo {{}} > {folder}/summary.json; kill -TERM $$"], {})
 
+    def stopped(queue, wait=study.Queue._wait):
+        queue.stopping = signal.SIGTERM
+        wait(queue)
+
     monkeypatch.setattr(study.Queue, "_fork", start)
+    monkeypatch.setattr(study.Queue, "_wait", stopped)
     study.Queue(tmp_path, 1, 1, []).make([{"folder": "run", "command": "python methods/kd.py"}])
     assert "[1/1] run: test accuracy 0.5000 (0 s)" in capsys.readouterr().out
 
