@@ -6,12 +6,14 @@ import signal
 import pytest
 import torch
 from conftest import SCRIPTS, run_script
+from test_teachers import image, trained
 
 from common.clock import Clock
 from common.files import read_json
 from common.run import Run
 from common.speed import fastest
 from common.step import Step
+from common.teachers import Teacher, together
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU: python -m pytest tests/test_gpu.py --gpu", allow_module_level=True)
@@ -76,6 +78,18 @@ def test_captured_steps_equal_eager_ones_on_pixels_and_boxes(task, tmp_path):
     eager = run_script(*argv, tmp_path / "eager")
     graphed = run_script(*argv, tmp_path / "graphed", "--graph")
     same(eager, graphed, again=lambda: run_script(*argv, tmp_path / "again"))
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_teachers_are_asked_as_one_and_say_the_same(amp, monkeypatch):
+    x = image(64).cuda()
+    several = [Teacher(trained("resnet20", seed).cuda(), x[:2], amp) for seed in range(3)]
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):           # which rounds much more
+        expected = [teacher(x) for teacher in several]
+        monkeypatch.setattr(Teacher, "forward", None)         # nobody is asked alone
+        found = together(several)(x)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3 if amp is None else 0.05, atol=1e-3 if amp is None else 0.05)
 
 
 def test_a_stopped_captured_run_goes_on(past, tmp_path, monkeypatch):
