@@ -58,7 +58,7 @@ def together(teachers: list[Teacher]) -> Callable[[Tensor], list[Tensor]]:
 
     On a GPU narrow ones of one architecture run as one, their convolutions grouped: five ResNet-56 (64 channels at most), 128
     images of 32 pixels, then take 59 % of the time that they take in sequence, on a CPU 1.9 times that time
-    (results/speed/h200.md). What was not measured runs in sequence. As one they keep a second copy of all weights.
+    (results/speed/h200.md). Wider ones were not measured, and run in sequence. As one they keep a second copy of all weights.
     """
     first = teachers[0]
     narrow = all(p.shape[0] <= NARROW for p in first.model.parameters() if p.ndim == 4)
