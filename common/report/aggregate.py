@@ -129,7 +129,8 @@ def timed_alike(rows: Sequence[dict]) -> bool:
     """Whether counted seconds compare these rows.
 
     One known version of the code on one device and set of packages made them, and steps of the same arithmetic took as long
-    (`STEADY`): those of one row, and those of all of scratch's. A machine that was busy with something else fails that.
+    (`STEADY`): those of one row, and those of all of scratch's. A machine that was busy with something else fails that, unless it
+    was so for all of scratch's runs and for none of a method's, or the other way round.
     """
     made = {name: {value for row in rows for value in row["provenance"][name]} for name in ("commit", "device", "versions")}
     alike = [*(row["pace"] for row in rows), [pace for row in rows if row["method"] == "scratch" for pace in row["pace"]]]
